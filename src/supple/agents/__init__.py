@@ -1,0 +1,3 @@
+"""The compact reinforcement-learning agents of the fast suites, written to be read. They know the
+models and nothing of the instruments: Supple attaches to them as to any other agent.
+"""

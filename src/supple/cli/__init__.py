@@ -1,0 +1,2 @@
+"""The same from a shell: `supple demo`, `diagnose`, `scan`, `bench` and `report`.
+"""

@@ -1,0 +1,4 @@
+"""What is wrong, where, and what fits? Step 0 measures whether there is a loss at all, then identify,
+locate, prescribe; thresholds live here with their provenance, as do the typed findings and the
+trial that measures candidates on copies.
+"""

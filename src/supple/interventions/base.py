@@ -1,0 +1,224 @@
+"""The contract of every intervention, and the registry that finds them by name.
+
+An intervention is a frozen description (hyper-parameters only). ``attach`` checks everything, then
+hooks the optimizer and returns a `Handle`, which owns all state. Standing penalties act in the
+optimizer's step pre-hook, resets and perturbations in the step post-hook, never inside backward.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from importlib import metadata
+from typing import Any, ClassVar, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from supple.errors import AttachError, InputError
+from supple.status import Mechanism
+
+Optimizers: TypeAlias = Optimizer | Sequence[Optimizer]
+#: a number of optimizer steps, a callable step -> bool, or "task" (at the first step of each new task)
+Schedule: TypeAlias = int | str | Callable[[int], bool]
+
+STATE_VERSION = 1
+
+
+def optimizer_list(optimizer: Optimizers) -> list[Optimizer]:
+    """One optimizer or several, as a list; anything else is refused by type."""
+    items = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    for item in items:
+        if not isinstance(item, Optimizer):
+            raise InputError(
+                "optimizer must be a torch.optim.Optimizer or a sequence of them", found=type(item).__name__
+            )
+    if not items:
+        raise InputError("no optimizer was given", found="an empty sequence")
+    return items
+
+
+class Handle(abc.ABC):
+    """An attached intervention: the hooks, the state, the log.
+
+    Subclasses implement `_before_step` and `_after_step` (either may do nothing), and put every piece
+    of state that influences a later step into `_state` / `_load_state`. With several optimizers the
+    handle follows the first one's steps for its clock and sees all of them in `_before_step`.
+    """
+
+    def __init__(self, intervention: Intervention, model: nn.Module, optimizer: Optimizers) -> None:
+        self.intervention = intervention
+        self.model = model
+        self.optimizers = optimizer_list(optimizer)
+        self.step = 0  # completed steps of the first optimizer
+        self.task_index = 0
+        self.task_started = False  # a boundary was announced and no step has been made since
+        self.attached = True
+        self._removers: list[Any] = []
+        self._signature = self._sign()
+        for opt in self.optimizers:
+            self._removers.append(opt.register_step_pre_hook(self._pre))
+            self._removers.append(opt.register_step_post_hook(self._post))
+
+    # -- what a subclass does -------------------------------------------------------------------
+    def _before_step(self, optimizer: Optimizer) -> None:
+        """Runs with gradients ready and parameters not yet moved."""
+
+    def _after_step(self, optimizer: Optimizer) -> None:
+        """Runs after the parameters moved."""
+
+    def _state(self) -> dict[str, Any]:
+        return {}
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        if state:
+            raise InputError("unknown key(s) in the state of the handle", found=sorted(state))
+
+    # -- hooks ----------------------------------------------------------------------------------
+    def _pre(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        closure = kwargs.get("closure") or next((a for a in args if callable(a)), None)
+        if closure is not None:
+            raise AttachError(
+                f"{self.intervention.name} cannot act in optimizer.step(closure)",
+                found="a closure, which recomputes the gradients after this hook",
+                do="call backward() yourself and then optimizer.step(), or add handle.penalty() to the loss",
+            )
+        if self._sign() != self._signature:
+            raise AttachError(
+                f"the parameters of the optimizer changed after {self.intervention.name} was attached",
+                do="detach the handle and attach the intervention again",
+            )
+        self._before_step(optimizer)
+
+    def _post(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._after_step(optimizer)
+        if optimizer is self.optimizers[0]:
+            self.step += 1
+            self.task_started = False
+
+    def _sign(self) -> tuple[int, ...]:
+        owned = [id(p) for p in self.model.parameters()]
+        held = [id(p) for opt in self.optimizers for group in opt.param_groups for p in group["params"]]
+        return (*owned, -1, *held)
+
+    # -- what a user calls ----------------------------------------------------------------------
+    def task(self, name: str | None = None) -> None:
+        """Announce a task boundary; a schedule of ``"task"`` acts on the first step that follows."""
+        self.task_index += 1
+        self.task_started = True
+
+    def due(self, every: Schedule) -> bool:
+        """Whether the step that is under way is one on which the schedule acts."""
+        if isinstance(every, str):
+            return self.task_started
+        if callable(every):
+            return bool(every(self.step + 1))
+        return (self.step + 1) % every == 0
+
+    def penalty(self) -> Tensor:
+        """The term to add to the loss when the hook form cannot be used; zero for non-penalties."""
+        return torch.zeros(())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Versioned, tensors and plain types only; holds all that later steps depend on."""
+        return {
+            "version": STATE_VERSION,
+            "name": self.intervention.name,
+            "step": self.step,
+            "task_index": self.task_index,
+            "task_started": self.task_started,
+            "state": self._state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`; refuses another intervention's or another version's state."""
+        if state.get("name") != self.intervention.name or state.get("version") != STATE_VERSION:
+            raise InputError(
+                f"this state does not belong to {self.intervention.name} (version {STATE_VERSION})",
+                found=f"{state.get('name')!r} (version {state.get('version')!r})",
+            )
+        self._load_state(dict(state["state"]))
+        self.step = int(state["step"])
+        self.task_index = int(state["task_index"])
+        self.task_started = bool(state["task_started"])
+
+    def detach(self) -> None:
+        """Remove every hook; calling it twice is harmless."""
+        for remover in self._removers:
+            remover.remove()
+        self._removers.clear()
+        self.attached = False
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.detach()
+
+
+@dataclasses.dataclass(frozen=True)
+class Intervention(abc.ABC):
+    """Base class of every method: hyper-parameters as dataclass fields, facts as class attributes."""
+
+    mechanism: ClassVar[Mechanism | None] = None  # the mechanism it addresses
+    cost: ClassVar[str] = "low"  # "low" | "medium" | "high"
+    level: ClassVar[int] = 1  # the solution level: 1 training trick, 2 spectral / frequency, 3 architecture
+    evidence: ClassVar[str] = "published"  # or "unverified"
+    source: ClassVar[str] = ""  # the paper
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    @abc.abstractmethod
+    def attach(self, model: nn.Module, optimizer: Optimizers, *, inputs: Any = None) -> Handle:
+        """Check everything, then hook; ``inputs`` (a small batch) lets the trace happen at once."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name and hyper-parameters as plain types."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {"name": self.name, **{k: v if not callable(v) else repr(v) for k, v in fields.items()}}
+
+
+_REGISTRY: dict[str, type[Intervention]] = {}
+
+
+def register(cls: type[Intervention]) -> type[Intervention]:
+    """Class decorator: make an intervention known by its class name."""
+    known = _REGISTRY.get(cls.__name__)
+    if known is not None and known is not cls:
+        raise InputError(f"an intervention named {cls.__name__!r} is registered already", found=known)
+    _REGISTRY[cls.__name__] = cls
+    return cls
+
+
+def available() -> dict[str, type[Intervention]]:
+    """All interventions by name: the built-in ones and those of installed packages.
+
+    A package registers through the entry point group ``supple.interventions``; loading the entry point
+    must yield a subclass of `Intervention`.
+    """
+    for entry in metadata.entry_points(group="supple.interventions"):
+        if entry.name not in _REGISTRY:
+            loaded = entry.load()
+            if not (isinstance(loaded, type) and issubclass(loaded, Intervention)):
+                raise InputError(
+                    f"entry point {entry.name!r} is not an Intervention", found=loaded, where=entry.value
+                )
+            _REGISTRY[entry.name] = loaded
+    return dict(sorted(_REGISTRY.items()))
+
+
+def create(name: str, **settings: Any) -> Intervention:
+    """Build an intervention from its name; unknown names list the known ones."""
+    table = available()
+    if name not in table:
+        raise InputError(f"unknown intervention {name!r}", do=f"choose one of {', '.join(table)}")
+    return table[name](**settings)
+
+
+def names(items: Iterable[Intervention]) -> str:
+    """Comma-separated names, for messages."""
+    return ", ".join(i.name for i in items)

@@ -1,0 +1,3 @@
+"""Which sequence of tasks? Data sets, non-stationarities and task sequences. A stream yields tasks;
+it knows nothing of networks.
+"""

@@ -1,0 +1,4 @@
+"""What is this network made of? Layers (weight matrices), units, where each unit's output goes, which
+norm parameters belong to it, and what could not be resolved and why. Everything is read off one
+eager probe pass; nothing is guessed from the order in which modules were defined.
+"""
