@@ -40,6 +40,16 @@ def optimizer_list(optimizer: Optimizers) -> list[Optimizer]:
     return items
 
 
+def skips(optimizer: Optimizer) -> bool:
+    """Whether this call of ``step`` will move nothing: a fused optimizer was told of infinite gradients.
+
+    With a fused optimizer, ``GradScaler.step`` calls ``optimizer.step`` even then, and the kernel leaves
+    the parameters alone; such a step does not count.
+    """
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found.item())
+
+
 class Handle(abc.ABC):
     """An attached intervention: the hooks, the state, the log.
 
@@ -47,6 +57,9 @@ class Handle(abc.ABC):
     of state that influences a later step into `_state` / `_load_state`. With several optimizers the
     handle follows the first one's steps for its clock and sees all of them in `_before_step`.
     """
+
+    #: a closure recomputes the gradients after the pre-hook; only a handle that adds none may allow it
+    refuses_closure: bool = True
 
     def __init__(self, intervention: Intervention, model: nn.Module, optimizer: Optimizers) -> None:
         self.intervention = intervention
@@ -79,7 +92,7 @@ class Handle(abc.ABC):
     # -- hooks ----------------------------------------------------------------------------------
     def _pre(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         closure = kwargs.get("closure") or next((a for a in args if callable(a)), None)
-        if closure is not None:
+        if closure is not None and self.refuses_closure:
             raise AttachError(
                 f"{self.intervention.name} cannot act in optimizer.step(closure)",
                 found="a closure, which recomputes the gradients after this hook",
@@ -90,9 +103,12 @@ class Handle(abc.ABC):
                 f"the parameters of the optimizer changed after {self.intervention.name} was attached",
                 do="detach the handle and attach the intervention again",
             )
-        self._before_step(optimizer)
+        if not skips(optimizer):
+            self._before_step(optimizer)
 
     def _post(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if skips(optimizer):
+            return
         self._after_step(optimizer)
         if optimizer is self.optimizers[0]:
             self.step += 1
