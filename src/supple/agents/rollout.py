@@ -23,7 +23,9 @@ class Rollout:
     returns: tuple[float, ...]
 
 
-def advantages(rewards: Tensor, values: Tensor, next_values: Tensor, done: Tensor, g: float, k: float) -> Tensor:
+def advantages(
+    rewards: Tensor, values: Tensor, next_values: Tensor, done: Tensor, g: float, k: float
+) -> Tensor:
     """Generalised advantage estimation (Schulman et al. 2016): A_t = δ_t + γ k (1 - done_t) A_{t+1}.
 
     All arguments (T, n). ``next_values`` are zero where the task terminated and the value of the final
