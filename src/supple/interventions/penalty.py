@@ -15,7 +15,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,9 @@ from supple.errors import AttachError, InputError
 from supple.interventions.base import Handle, Intervention, Optimizers, optimizer_list
 
 #: decides which parameters a penalty covers: (owning module, qualified parameter name) -> bool
-Filter = Callable[[nn.Module, str], bool]
+Filter: TypeAlias = Callable[[nn.Module, str], bool]
+
+Gradients: TypeAlias = Sequence[Tensor | None]
 
 
 def widen(tensor: Tensor) -> Tensor:
@@ -162,11 +164,17 @@ class PenaltyHandle(Handle):
         tensors = list(parameters.values())
         with torch.enable_grad(), plain_precision(tensors):
             value = self.term(parameters)
-            if value is None or not value.requires_grad:
-                return
-            self._value = value.detach()
-            gradients = torch.autograd.grad(self.coefficient() * value, tensors, allow_unused=True)
-        add_to_grad(parameters, gradients, getattr(optimizer, "grad_scale", None))
+            if value is not None:
+                self._value = value.detach()
+            gradients = self._gradients(value, tensors)
+        if gradients is not None:
+            add_to_grad(parameters, gradients, getattr(optimizer, "grad_scale", None))
+
+    def _gradients(self, value: Tensor | None, parameters: list[Tensor]) -> Gradients | None:
+        """∇(coefficient · value), None for a parameter that is not part of it; None without a value."""
+        if value is None or not value.requires_grad:
+            return None
+        return torch.autograd.grad(self.coefficient() * value, parameters, allow_unused=True)
 
     def _after_step(self, optimizer: Optimizer) -> None:
         if optimizer is self.optimizers[-1]:
@@ -179,9 +187,7 @@ class PenaltyHandle(Handle):
 
 
 @torch.no_grad()
-def add_to_grad(
-    parameters: Mapping[str, Tensor], gradients: Sequence[Tensor | None], scale: Tensor | None
-) -> None:
+def add_to_grad(parameters: Mapping[str, Tensor], gradients: Gradients, scale: Tensor | None) -> None:
     """Add each gradient to ``.grad`` (created where missing), times the scale a fused optimizer will undo."""
     into: list[Tensor] = []
     what: list[Tensor] = []

@@ -120,7 +120,9 @@ class ShrinkAndPerturb(Intervention):
         if not (math.isfinite(self.perturb) and self.perturb >= 0):
             raise InputError("ShrinkAndPerturb: perturb must be finite and not negative", found=self.perturb)
         if self.scaling not in _SCALINGS:
-            raise InputError("unknown scaling", found=self.scaling, do=f"choose one of {', '.join(_SCALINGS)}")
+            raise InputError(
+                "unknown scaling", found=self.scaling, do=f"choose one of {', '.join(_SCALINGS)}"
+            )
         if isinstance(self.every, str) and self.every != "task":
             raise InputError("unknown schedule", found=self.every, do='use "task", a number or a callable')
         if isinstance(self.every, int) and self.every < 1:
@@ -149,7 +151,9 @@ class ShrinkAndPerturb(Intervention):
 
     def _check(self, module: nn.Module, name: str, parameter: Tensor) -> None:
         if hasattr(parameter, "full_tensor"):
-            raise AttachError("ShrinkAndPerturb does not write sharded parameters", found="DTensor", where=name)
+            raise AttachError(
+                "ShrinkAndPerturb does not write sharded parameters", found="DTensor", where=name
+            )
         reason = fresh.check_initial(module, self.initial) if self.scaling == "ash_adams" else None
         if reason is not None:
             raise AttachError(
