@@ -67,7 +67,7 @@ NAMED: dict[str, Callable[[Tensor, torch.Generator], None]] = {
 
 
 def _own_initialiser(module: nn.Module, base: type[nn.Module]) -> bool:
-    """Whether a subclass brings its own ``reset_parameters``, so that the default of its base is not its law."""
+    """Whether a subclass brings its own ``reset_parameters``: then its base's default is not its law."""
     return getattr(type(module), "reset_parameters", None) is not getattr(base, "reset_parameters", None)
 
 

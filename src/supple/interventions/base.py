@@ -27,6 +27,24 @@ Schedule: TypeAlias = int | str | Callable[[int], bool]
 STATE_VERSION = 1
 
 
+def skipped(optimizer: Optimizer) -> bool:
+    """Whether a GradScaler lets a fused optimizer skip this step inside its kernel (non-finite gradients).
+
+    Any other optimizer is not stepped at all then, and no hook fires.
+    """
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found.item())
+
+
+def check_schedule(every: Schedule) -> None:
+    """A positive number of steps, a callable step -> bool, or "task"; anything else is an `InputError`."""
+    whole = isinstance(every, int) and not isinstance(every, bool) and every > 0
+    if not (whole or every == "task" or callable(every)):
+        raise InputError(
+            "a schedule is a positive number of steps, a callable or 'task'", found=every, where="every"
+        )
+
+
 def optimizer_list(optimizer: Optimizers) -> list[Optimizer]:
     """One optimizer or several, as a list; anything else is refused by type."""
     items = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
@@ -40,7 +58,7 @@ def optimizer_list(optimizer: Optimizers) -> list[Optimizer]:
     return items
 
 
-class Handle(abc.ABC):
+class Handle:
     """An attached intervention: the hooks, the state, the log.
 
     Subclasses implement `_before_step` and `_after_step` (either may do nothing), and put every piece
@@ -93,6 +111,8 @@ class Handle(abc.ABC):
         self._before_step(optimizer)
 
     def _post(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if skipped(optimizer):
+            return
         self._after_step(optimizer)
         if optimizer is self.optimizers[0]:
             self.step += 1

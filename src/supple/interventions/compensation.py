@@ -2,8 +2,8 @@
 
 Adam keeps one step count t per tensor, so a row whose moments were zeroed at age 0 is corrected for bias as
 if it were t steps old: its first update is (1-b1)/sqrt(1-b2) = 3.2 times the learning rate. Setting t back
-to zero would slow every other row by up to 6 times. Here the rows keep an age a of their own, and after each step
-the displacement of the young ones is multiplied by
+to zero would slow every other row by up to 6 times. Here the rows keep an age a of their own, and after each
+step the displacement of the young ones is multiplied by
 
     k(a) / k(t),   k(n) = sqrt(1 - b2^n) / (1 - b1^n)
 
@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, NamedTuple, TypeAlias
+from collections import OrderedDict
+from typing import Any, NamedTuple, TypeAlias, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -28,9 +29,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from supple.interventions.base import skipped
 from supple.interventions.slices import Slice
 
 Array: TypeAlias = npt.NDArray[np.float64]
+Betas: TypeAlias = tuple[float, float]
+Rows: TypeAlias = npt.NDArray[np.int64] | None
 
 _OLD = (1e-3, 2e-3)  # b1^a and b2^a below these: the factor is within 1e-3 of 1
 _PRUNE_EVERY = 256
@@ -43,17 +47,11 @@ class _Saved(NamedTuple):
     values: Tensor  # the young part, or the whole parameter
     rows: Tensor | None  # positions along dim 0 when only those were saved
     decay: float | Tensor  # factor of the decoupled weight decay
-    betas: tuple[float, float]
-
-
-def skipped(optimizer: Optimizer) -> bool:
-    """Whether this step is one that a GradScaler skips inside a fused optimizer (non-finite gradients)."""
-    found = getattr(optimizer, "found_inf", None)
-    return found is not None and bool(found.item())
+    betas: Betas
 
 
 @functools.lru_cache(maxsize=64)
-def _growth_tables(betas: tuple[float, float]) -> tuple[Array, Array]:
+def _growth_tables(betas: Betas) -> tuple[Array, Array]:
     """1 - b1^a and 1 - b2^a for every age at which a row still counts as young."""
     spans = [math.log(old) / math.log(b) if b > 0 else 0.0 for b, old in zip(betas, _OLD, strict=True)]
     ages = np.arange(math.ceil(max(spans)) + 1, dtype=np.float64)
@@ -68,7 +66,7 @@ class _Ages:
         self.param, self.count = param, count
         # births along dim 0, along dim 1, and of single cells; absent where nothing was reset in that way
         self.births: dict[str, npt.NDArray[np.int64]] = {}
-        self.rows: npt.NDArray[np.int64] | None = None  # young positions along dim 0, when they are few
+        self.rows: Rows = None  # young positions along dim 0, when they are few
         self.saved: _Saved | None = None
 
     def mark(self, where: Slice) -> None:
@@ -83,7 +81,7 @@ class _Ages:
         births[index] = self.count
         self.refresh()
 
-    def prune(self, betas: tuple[float, float]) -> None:
+    def prune(self, betas: Betas) -> None:
         """Forget the slices that are old."""
         limit = len(_growth_tables(betas)[0])
         for key, births in list(self.births.items()):
@@ -107,9 +105,7 @@ class _Ages:
         shaped = torch.from_numpy(values.reshape((1,) * lead + values.shape + (1,) * trail))
         return shaped.to(device=self.param.device, dtype=_compute_dtype(self.param))
 
-    def growths(
-        self, betas: tuple[float, float], rows: npt.NDArray[np.int64] | None
-    ) -> list[dict[str, Array]]:
+    def growths(self, betas: Betas, rows: Rows) -> list[dict[str, Array]]:
         """(1 - b^a) / (1 - b^t) for b1 and b2, by kind of slice; 1 where nothing was reset."""
         result: list[dict[str, Array]] = [{}, {}]
         tables = _growth_tables(betas)
@@ -122,8 +118,8 @@ class _Ages:
                 out[key] = part
         return result
 
-    def factor(self, betas: tuple[float, float], rows: npt.NDArray[np.int64] | None) -> Tensor:
-        """k(a) / k(t), broadcastable to the parameter (or to its rows); where slices cross the youngest counts."""
+    def factor(self, betas: Betas, rows: Rows) -> Tensor:
+        """k(a) / k(t), broadcastable to the parameter or its rows; where slices cross the youngest counts."""
         first, second = self.growths(betas, rows)
         if len(first) == 1:
             (key,) = first
@@ -166,7 +162,8 @@ class Compensation:
         if self._post_hook is None:
             self._post_hook = optimizer.register_step_post_hook(self._after)
             # before any hook that writes parameters after the step
-            optimizer._optimizer_step_post_hooks.move_to_end(self._post_hook.id, last=False)
+            hooks = cast("OrderedDict[int, Any]", optimizer._optimizer_step_post_hooks)
+            hooks.move_to_end(self._post_hook.id, last=False)
         if not self.ages:
             return
         for group in optimizer.param_groups:
@@ -193,7 +190,7 @@ class Compensation:
 
     @torch.no_grad()
     def settle_(self, optimizer: Optimizer) -> None:
-        """Give up the ages: store bias-free moments in the young slices, so that plain Adam goes on from there."""
+        """Give up the ages: store bias-free moments in the young slices; plain Adam goes on from there."""
         for group in optimizer.param_groups:
             for param in group["params"]:
                 ages = self.ages.pop(param, None)
@@ -239,7 +236,7 @@ def _correct(ages: _Ages, saved: _Saved) -> None:
         param.index_copy_(0, saved.rows, new.to(param.dtype))
 
 
-def _settle_moments(ages: _Ages, state: dict[str, Any], betas: tuple[float, float]) -> None:
+def _settle_moments(ages: _Ages, state: dict[str, Any], betas: Betas) -> None:
     slots = (("exp_avg",), ("exp_avg_sq", "max_exp_avg_sq"))
     for parts, names in zip(ages.growths(betas, None), slots, strict=True):
         spread = [ages._spread(v, k) for k, v in parts.items()]

@@ -126,7 +126,7 @@ class ResetEngine:
 
     # -- checks ---------------------------------------------------------------------------------
     def refusal(self, name: str, outgoing: Outgoing = "zero", initial: Initials = "auto") -> str | None:
-        """Why units of this layer cannot be reset, or None; an unknown optimizer raises `OptimizerRuleError`."""
+        """Why units of this layer cannot be reset, or None. Raises `OptimizerRuleError`."""
         layer = self.topology.layers.get(name)
         if layer is None:
             return "the topology has no such layer"
