@@ -50,7 +50,7 @@ def skips(optimizer: Optimizer) -> bool:
     return found is not None and bool(found.item())
 
 
-class Handle(abc.ABC):
+class Handle:
     """An attached intervention: the hooks, the state, the log.
 
     Subclasses implement `_before_step` and `_after_step` (either may do nothing), and put every piece
@@ -196,6 +196,15 @@ class Intervention(abc.ABC):
         """Name and hyper-parameters as plain types."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {"name": self.name, **{k: v if not callable(v) else repr(v) for k, v in fields.items()}}
+
+
+def check_schedule(every: Schedule) -> None:
+    """A positive number of steps, a callable step -> bool, or "task"; anything else is an `InputError`."""
+    whole = isinstance(every, int) and not isinstance(every, bool) and every > 0
+    if not (whole or every == "task" or callable(every)):
+        raise InputError(
+            "a schedule is a positive number of steps, a callable or 'task'", found=every, where="every"
+        )
 
 
 _REGISTRY: dict[str, type[Intervention]] = {}

@@ -32,12 +32,11 @@ class Reference:
     uses: int  # steps for which this batch has served
 
 
-class CChainHandle(PenaltyHandle):
+class CChainHandle(PenaltyHandle["CChain"]):
     """Owns past inputs, the reference batch with its outputs before the last update, and the running means."""
 
     def __init__(self, intervention: CChain, model: nn.Module, optimizer: Optimizers) -> None:
         super().__init__(intervention, model, optimizer)
-        self.rule: CChain = intervention
         self.device = next(model.parameters()).device
         inner = getattr(model, "_orig_mod", model)  # the module behind torch.compile(model)
         self.network: nn.Module = (
@@ -297,7 +296,7 @@ class CChain(Penalty):
     0.0
     """
 
-    handle_class: ClassVar[type[PenaltyHandle]] = CChainHandle
+    handle_class: ClassVar[type[PenaltyHandle[Any]]] = CChainHandle
     mechanism: ClassVar[Mechanism | None] = Mechanism.NTK_DEGENERATION
     cost: ClassVar[str] = "medium"
     level: ClassVar[int] = 1
@@ -334,7 +333,7 @@ class CChain(Penalty):
         if self.target is not None and not (math.isfinite(self.target) and self.target > 0):
             raise InputError("target must be positive and finite", found=self.target)
 
-    def term(self, parameters: Mapping[str, Tensor], handle: PenaltyHandle) -> Tensor | None:
+    def term(self, parameters: Mapping[str, Tensor], handle: PenaltyHandle[Any]) -> Tensor | None:
         return handle.term(parameters)
 
     def distance(self, before: Tensor, after: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -51,5 +51,5 @@ class L2(Penalty):
     def covers(self, module: nn.Module, name: str) -> bool:
         return super().covers(module, name) and (self.norms or not is_vector_module(module))
 
-    def term(self, parameters: Mapping[str, Tensor], handle: PenaltyHandle) -> Tensor | None:
+    def term(self, parameters: Mapping[str, Tensor], handle: PenaltyHandle[Any]) -> Tensor | None:
         return sum_of_squares(parameters.values()) if parameters else None

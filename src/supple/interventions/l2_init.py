@@ -14,7 +14,7 @@ from supple.interventions.penalty import Penalty, PenaltyHandle, is_vector_modul
 from supple.status import Mechanism
 
 
-class L2InitHandle(PenaltyHandle):
+class L2InitHandle(PenaltyHandle["L2Init"]):
     """Keeps θ₀, the parameters at attach, outside the model."""
 
     def prepare(self, inputs: Any) -> None:
@@ -64,7 +64,7 @@ class L2Init(Penalty):
     4.0
     """
 
-    handle_class: ClassVar[type[PenaltyHandle]] = L2InitHandle
+    handle_class: ClassVar[type[PenaltyHandle[Any]]] = L2InitHandle
     mechanism: ClassVar[Mechanism | None] = Mechanism.WEIGHT_GROWTH
     cost: ClassVar[str] = "low"
     level: ClassVar[int] = 1
@@ -76,6 +76,6 @@ class L2Init(Penalty):
     def covers(self, module: nn.Module, name: str) -> bool:
         return super().covers(module, name) and (self.norms or not is_vector_module(module))
 
-    def term(self, parameters: Mapping[str, Tensor], handle: PenaltyHandle) -> Tensor | None:
+    def term(self, parameters: Mapping[str, Tensor], handle: PenaltyHandle[Any]) -> Tensor | None:
         assert isinstance(handle, L2InitHandle)
         return sum_of_squares(p - handle.initial[n] for n, p in parameters.items()) if parameters else None

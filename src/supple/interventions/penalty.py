@@ -15,7 +15,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias, cast
+from typing import Any, ClassVar, Generic, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -95,10 +95,13 @@ def held_parameters(model: nn.Module, optimizers: Sequence[Optimizer]) -> list[d
     return table
 
 
-class PenaltyHandle(Handle):
+P = TypeVar("P", bound="Penalty")
+
+
+class PenaltyHandle(Handle, Generic[P]):
     """Adds the gradient of ``coefficient() * term`` in the pre-hook, or hands the term out for the loss."""
 
-    def __init__(self, intervention: Penalty, model: nn.Module, optimizer: Optimizers) -> None:
+    def __init__(self, intervention: P, model: nn.Module, optimizer: Optimizers) -> None:
         super().__init__(intervention, model, optimizer)
         self.rule = intervention
         self.refuses_closure = intervention.hook
@@ -107,7 +110,7 @@ class PenaltyHandle(Handle):
             {n: p for n, p in held.items() if intervention.covers(self.modules[n], n)}
             for held in held_parameters(model, self.optimizers)
         ]
-        self._in_loss = False  # the term of this step came through the loss
+        self._in_loss: set[int] = set()  # optimizers whose coming step has the term from the loss
         self._warned = False
         self._value: Tensor | None = None
 
@@ -141,12 +144,13 @@ class PenaltyHandle(Handle):
         return scaled
 
     def _mark(self, grad: Tensor) -> None:
-        self._in_loss = True
+        self._in_loss.update(range(len(self.optimizers)))
 
     def _before_step(self, optimizer: Optimizer) -> None:
         if not self.rule.hook:
             return
-        if self._in_loss:
+        index = self._index(optimizer)
+        if index in self._in_loss:
             if not self._warned:
                 self._warned = True
                 warnings.warn(
@@ -155,7 +159,6 @@ class PenaltyHandle(Handle):
                     stacklevel=2,
                 )
             return
-        index = next(i for i, known in enumerate(self.optimizers) if known is optimizer)
         self._add_gradient(optimizer, {n: p for n, p in self.held[index].items() if p.requires_grad})
 
     def _add_gradient(self, optimizer: Optimizer, parameters: dict[str, Tensor]) -> None:
@@ -177,8 +180,10 @@ class PenaltyHandle(Handle):
         return torch.autograd.grad(self.coefficient() * value, parameters, allow_unused=True)
 
     def _after_step(self, optimizer: Optimizer) -> None:
-        if optimizer is self.optimizers[-1]:
-            self._in_loss = False
+        self._in_loss.discard(self._index(optimizer))
+
+    def _index(self, optimizer: Optimizer) -> int:
+        return next(i for i, known in enumerate(self.optimizers) if known is optimizer)
 
     def readings(self) -> dict[str, float]:
         """The last value of the unscaled term and the coefficient; NaN before the first one."""
@@ -221,7 +226,7 @@ class Penalty(Intervention):
         filter_fn: ``(module, parameter name) -> bool``; False leaves the parameter out.
     """
 
-    handle_class: ClassVar[type[PenaltyHandle]] = PenaltyHandle
+    handle_class: ClassVar[type[PenaltyHandle[Any]]] = PenaltyHandle
 
     coef: float = 1e-3
     hook: bool = True
@@ -236,10 +241,10 @@ class Penalty(Intervention):
         return self.filter_fn is None or bool(self.filter_fn(module, name))
 
     @abc.abstractmethod
-    def term(self, parameters: Mapping[str, Tensor], handle: PenaltyHandle) -> Tensor | None:
+    def term(self, parameters: Mapping[str, Tensor], handle: PenaltyHandle[Any]) -> Tensor | None:
         """The scalar term, unscaled, as a differentiable function of these (named) parameters."""
 
-    def attach(self, model: nn.Module, optimizer: Optimizers, *, inputs: Any = None) -> PenaltyHandle:
+    def attach(self, model: nn.Module, optimizer: Optimizers, *, inputs: Any = None) -> PenaltyHandle[Any]:
         """Check, then hook the optimizer(s); each parameter counts once, with the first that holds it."""
         held_parameters(model, optimizer_list(optimizer))
         handle = self.handle_class(self, model, optimizer)

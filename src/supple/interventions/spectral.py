@@ -23,12 +23,11 @@ _FALL = 0.5
 _STALE = 0.9  # a loaded vector that sees less than this part of sigma_1 belongs to other weights
 
 
-class SpectralHandle(PenaltyHandle):
+class SpectralHandle(PenaltyHandle["SpectralRegularization"]):
     """Keeps one vector (or block) per matrix; a step's new vectors count once the step is made."""
 
     def __init__(self, intervention: SpectralRegularization, model: nn.Module, optimizer: Optimizers) -> None:
         super().__init__(intervention, model, optimizer)
-        self.rule: SpectralRegularization = intervention
         self.parts: Inventory | None = None
         self.vectors: dict[str, Tensor] = {}  # matrix name -> (n,), (r, n) or (groups, n)
         self._new: dict[str, Tensor] = {}
@@ -236,7 +235,7 @@ class SpectralRegularization(Penalty):
     9.0
     """
 
-    handle_class: ClassVar[type[PenaltyHandle]] = SpectralHandle
+    handle_class: ClassVar[type[PenaltyHandle[Any]]] = SpectralHandle
     mechanism: ClassVar[Mechanism | None] = Mechanism.RANK_COLLAPSE
     cost: ClassVar[str] = "low"
     level: ClassVar[int] = 2
@@ -255,5 +254,5 @@ class SpectralRegularization(Penalty):
         if self.k < 1 or self.block < 1:
             raise InputError("k and block must be at least 1", found=(self.k, self.block))
 
-    def term(self, parameters: Mapping[str, Tensor], handle: PenaltyHandle) -> Tensor | None:
+    def term(self, parameters: Mapping[str, Tensor], handle: PenaltyHandle[Any]) -> Tensor | None:
         return handle.term(parameters)
