@@ -175,18 +175,21 @@ class CChainHandle(PenaltyHandle["CChain"]):
             self.reference = None
 
     # -- the gradient, over ranks -----------------------------------------------------------------
-    def _gradients(self, value: Tensor | None, parameters: list[Tensor]) -> Gradients | None:
-        found = super()._gradients(value, parameters)
-        distance = torch.full((), math.nan, device=self.device) if value is None else value.detach().float()
+    def _gradients(self, parameters: Mapping[str, Tensor]) -> Gradients | None:
+        self._value = None
+        found = super()._gradients(parameters)
+        distance = self._value
         if self.rule.sync and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             # The batch is this rank's own and .grad has been reduced already. Every rank takes part,
             # also one without a term, or the others would wait for it.
+            tensors = list(parameters.values())
             filled = [
-                g if g is not None else torch.zeros_like(p)
-                for g, p in zip(found or [None] * len(parameters), parameters, strict=True)
+                torch.zeros_like(p) if g is None else g
+                for g, p in zip(found or [None] * len(tensors), tensors, strict=True)
             ]
-            found, distance, self._loss = average(filled, distance, self._loss)
-        if value is not None:
+            nan = torch.full((), math.nan, device=self.device)
+            found, distance, self._loss = average(filled, nan if distance is None else distance, self._loss)
+        if distance is not None:
             self._remember(distance, self._loss)
         return found
 
@@ -271,6 +274,7 @@ class CChain(Penalty):
 
     Args:
         kind: "kl" (default) and "ce" on logits, "mse" on any output; the sample mean of `supple.functional.churn`.
+        class_dim: axis of the classes in the outputs; 1 for (N, C, H, W).
         coef: λ; 10 helped most of {1, 10, 100, 1000} on random labels (1000 froze the network). With
             ``target`` it is the coefficient until ``start`` steps have been seen.
         target: β of λ = β · mean|loss| / (mean D + 1e-8), clamped to [floor, cap]; None keeps λ fixed. 1e-3
@@ -304,6 +308,7 @@ class CChain(Penalty):
 
     coef: float = 10.0
     kind: Literal["kl", "mse", "ce"] = "kl"
+    class_dim: int = -1
     target: float | None = None
     cap: float = 100.0
     floor: float = 0.0
@@ -337,8 +342,8 @@ class CChain(Penalty):
         return handle.term(parameters)
 
     def distance(self, before: Tensor, after: Tensor) -> Tensor:
-        """D between outputs before and after, in float32 or better."""
-        return churn(before, after, kind=self.kind)
+        """D between the outputs before and after the last update."""
+        return churn(before, after, self.kind, self.class_dim)
 
     def select(self, outputs: Any) -> Tensor:
         """The tensor of the model's output that the churn is about."""

@@ -131,16 +131,22 @@ def quiet_pass(network: nn.Module, seed: int, device: torch.device) -> Iterator[
     """Eval behaviour (no dropout, no buffer moves) and a fixed random state; flags and state come back.
 
     The flags are set one by one: ``train()`` and ``eval()`` may be overridden, and a module that was in
-    eval mode before (a frozen norm) stays there.
+    eval mode before (a frozen norm) stays there. They are set past ``Module.__setattr__``, and single
+    generators are seeded instead of all, because this runs twice per training step.
     """
     training = [m for m in network.modules() if m.training]
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        generators.append(torch.cuda.default_generators[device.index or 0])
+    states = [g.get_state() for g in generators]
+    for generator in generators:
+        generator.manual_seed(seed)
+    for module in training:
+        vars(module)["training"] = False
+    try:
+        yield
+    finally:
         for module in training:
-            module.training = False
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
+            vars(module)["training"] = True
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from supple.errors import AttachError, InputError
-from supple.functional import largest_singular_value, power_step
+from supple.functional import bias_penalty, largest_singular_value, power_step, spectral_penalty
 from supple.interventions.base import Optimizers, register
 from supple.interventions.matrices import Inventory, Matrix, inventory
 from supple.interventions.past_batches import Capture
-from supple.interventions.penalty import Penalty, PenaltyHandle, widen
+from supple.interventions.penalty import Penalty, PenaltyHandle, total
 from supple.status import Mechanism
 
 #: how often the estimates are compared with those before, and the fall that calls for a new start
@@ -77,11 +77,12 @@ class SpectralHandle(PenaltyHandle["SpectralRegularization"]):
             self.vectors = {m.name: self._start(m) for m in self.parts.matrices}
 
     def _start(self, matrix: Matrix) -> Tensor:
-        weight = widen(matrix.read())
+        weight = matrix.read()
         if weight.dim() == 3:  # the matrices of a grouped kernel are small: exact
             finite = weight.isfinite().all()
-            return torch.linalg.svd(torch.where(finite, weight, 0), full_matrices=False).Vh[:, 0]
-        v = largest_singular_value(weight)[2]
+            wide = torch.where(finite, weight, 0).to(torch.promote_types(weight.dtype, torch.float32))
+            return torch.linalg.svd(wide, full_matrices=False).Vh[:, 0]
+        v = largest_singular_value(weight).v
         if self.rule.block == 1:
             return v
         rows = min(self.rule.block, *weight.shape)
@@ -96,19 +97,14 @@ class SpectralHandle(PenaltyHandle["SpectralRegularization"]):
         assert self.parts is not None
         if self._loaded:
             self._meet_weights()
-        k = self.rule.k
-        terms = [
-            (self._sigma(matrix).pow(k) - 1).square()
-            for matrix in self.parts.matrices
-            if not matrix.parameters.isdisjoint(parameters)
-        ]
-        if self.rule.biases:
-            terms += [widen(b).square().sum().pow(k) for n, b in self.parts.biases.items() if n in parameters]
-        if self.rule.norms:
-            terms += [
-                (widen(g).pow(k) - 1).square().sum() for n, g in self.parts.scales.items() if n in parameters
-            ]
-        return torch.stack(terms).sum() if terms else None
+        rule, parts = self.rule, self.parts
+        sigmas = [self._sigma(m) for m in parts.matrices if not m.parameters.isdisjoint(parameters)]
+        terms = [spectral_penalty(torch.stack(sigmas), rule.k)] if sigmas else []
+        if rule.biases:
+            terms += [bias_penalty(b, rule.k) for n, b in parts.biases.items() if n in parameters]
+        if rule.norms:
+            terms += [spectral_penalty(g.abs(), rule.k) for n, g in parts.scales.items() if n in parameters]
+        return total(terms)
 
     def _sigma(self, matrix: Matrix) -> Tensor:
         weight, v = matrix.read(), self.vectors[matrix.name]
@@ -156,13 +152,10 @@ class SpectralHandle(PenaltyHandle["SpectralRegularization"]):
         assert self.parts is not None
         self._loaded = False
         for matrix in self.parts.matrices:
-            weight, v = widen(matrix.read()), self.vectors[matrix.name]
-            fresh = self._start(matrix)
-            if weight.dim() == 3:
-                seen, best = ((weight @ x[..., None]).norm(dim=(1, 2)).amax() for x in (v, fresh))
-            else:
-                lead, top = (x if x.dim() == 1 else x[0] for x in (v, fresh))
-                seen, best = (torch.mv(weight, x).norm() for x in (lead, top))
+            v, fresh = self.vectors[matrix.name], self._start(matrix)
+            weight = matrix.read().to(v.dtype)
+            pair = (x if weight.dim() == 3 or x.dim() == 1 else x[0] for x in (v, fresh))  # a block leads
+            seen, best = (torch.linalg.vector_norm(weight @ x[..., None], dim=(-2, -1)).amax() for x in pair)
             if not bool(seen >= _STALE * best):
                 self.vectors[matrix.name] = fresh
 
