@@ -11,7 +11,7 @@ from types import ModuleType
 
 _MODULES = ("lightning", "stable_baselines3", "trackers", "transformers")
 
-__all__ = ["lightning", "stable_baselines3", "trackers", "transformers"]  # noqa: F822
+__all__ = ["lightning", "stable_baselines3", "trackers", "transformers"]
 
 
 def __getattr__(name: str) -> ModuleType:
