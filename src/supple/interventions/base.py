@@ -27,24 +27,6 @@ Schedule: TypeAlias = int | str | Callable[[int], bool]
 STATE_VERSION = 1
 
 
-def skipped(optimizer: Optimizer) -> bool:
-    """Whether a GradScaler lets a fused optimizer skip this step inside its kernel (non-finite gradients).
-
-    Any other optimizer is not stepped at all then, and no hook fires.
-    """
-    found = getattr(optimizer, "found_inf", None)
-    return found is not None and bool(found.item())
-
-
-def check_schedule(every: Schedule) -> None:
-    """A positive number of steps, a callable step -> bool, or "task"; anything else is an `InputError`."""
-    whole = isinstance(every, int) and not isinstance(every, bool) and every > 0
-    if not (whole or every == "task" or callable(every)):
-        raise InputError(
-            "a schedule is a positive number of steps, a callable or 'task'", found=every, where="every"
-        )
-
-
 def optimizer_list(optimizer: Optimizers) -> list[Optimizer]:
     """One optimizer or several, as a list; anything else is refused by type."""
     items = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
@@ -58,6 +40,16 @@ def optimizer_list(optimizer: Optimizers) -> list[Optimizer]:
     return items
 
 
+def skips(optimizer: Optimizer) -> bool:
+    """Whether this call of ``step`` will move nothing: a fused optimizer was told of infinite gradients.
+
+    With a fused optimizer, ``GradScaler.step`` calls ``optimizer.step`` even then, and the kernel leaves
+    the parameters alone; such a step does not count.
+    """
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found.item())
+
+
 class Handle:
     """An attached intervention: the hooks, the state, the log.
 
@@ -65,6 +57,9 @@ class Handle:
     of state that influences a later step into `_state` / `_load_state`. With several optimizers the
     handle follows the first one's steps for its clock and sees all of them in `_before_step`.
     """
+
+    #: a closure recomputes the gradients after the pre-hook; only a handle that adds none may allow it
+    refuses_closure: bool = True
 
     def __init__(self, intervention: Intervention, model: nn.Module, optimizer: Optimizers) -> None:
         self.intervention = intervention
@@ -97,7 +92,7 @@ class Handle:
     # -- hooks ----------------------------------------------------------------------------------
     def _pre(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         closure = kwargs.get("closure") or next((a for a in args if callable(a)), None)
-        if closure is not None:
+        if closure is not None and self.refuses_closure:
             raise AttachError(
                 f"{self.intervention.name} cannot act in optimizer.step(closure)",
                 found="a closure, which recomputes the gradients after this hook",
@@ -108,10 +103,11 @@ class Handle:
                 f"the parameters of the optimizer changed after {self.intervention.name} was attached",
                 do="detach the handle and attach the intervention again",
             )
-        self._before_step(optimizer)
+        if not skips(optimizer):
+            self._before_step(optimizer)
 
     def _post(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if skipped(optimizer):
+        if skips(optimizer):
             return
         self._after_step(optimizer)
         if optimizer is self.optimizers[0]:
@@ -200,6 +196,15 @@ class Intervention(abc.ABC):
         """Name and hyper-parameters as plain types."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {"name": self.name, **{k: v if not callable(v) else repr(v) for k, v in fields.items()}}
+
+
+def check_schedule(every: Schedule) -> None:
+    """A positive number of steps, a callable step -> bool, or "task"; anything else is an `InputError`."""
+    whole = isinstance(every, int) and not isinstance(every, bool) and every > 0
+    if not (whole or every == "task" or callable(every)):
+        raise InputError(
+            "a schedule is a positive number of steps, a callable or 'task'", found=every, where="every"
+        )
 
 
 _REGISTRY: dict[str, type[Intervention]] = {}

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from supple.interventions.base import skipped
+from supple.interventions.base import skips
 from supple.interventions.slices import Slice
 
 Array: TypeAlias = npt.NDArray[np.float64]
@@ -174,7 +174,7 @@ class Compensation:
 
     @torch.no_grad()
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if not self.ages or skipped(optimizer):
+        if not self.ages or skips(optimizer):
             return
         for param, ages in list(self.ages.items()):
             if ages.saved is None:
