@@ -50,7 +50,7 @@ class Method:
         return {**self.settings, **protocol.settings.get(self.name, {}), **(overrides or {})}
 
     def create(self, settings: Mapping[str, Any], seed: int) -> Intervention | None:
-        """The intervention, or None; told the run's seed and the networks' initialiser where it has the fields."""
+        """The intervention, or None; it is told the run's seed and the networks' initialiser if it asks."""
         if not self.intervention:
             return None
         from supple import interventions

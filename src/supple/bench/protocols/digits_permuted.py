@@ -10,9 +10,9 @@ from supple.streams import PermutedPixels, Stream
 
 STUDY = "own feasibility study, setting D2 (measured, 3 seeds)"
 WIDTH = (
-    "measured here: the study had 64-64 (preset 'paper') and .854 for its fresh reference, which zeroed Adam's "
-    "moments but kept the step count, about three times the learning rate; with a fresh optimizer 64-64 "
-    "reaches .80 to .815 and 128-128 .87"
+    "measured here: the study had 64-64 (preset 'paper') and .854 for its fresh reference, which zeroed "
+    "Adam's moments but kept the step count, about three times the learning rate; with a fresh optimizer "
+    "64-64 reaches .80 to .815 and 128-128 .87"
 )
 SMALL_IMAGE = "scikit-learn's digits: 8 × 8 pixels, ten classes"
 PENALTY = f"{STUDY}: the better of the coefficients tried"
