@@ -120,8 +120,10 @@ class SpectralHandle(PenaltyHandle["SpectralRegularization"]):
     @torch.no_grad()
     def _add_gradient(self, optimizer: Optimizer, parameters: dict[str, Tensor]) -> None:
         """Plain matrices by a stacked closed form that writes rank-one updates; the rest by autograd."""
+        if self._loaded:
+            self._meet_weights()
         wide = all(p.dtype in (torch.float32, torch.float64) for p in parameters.values())
-        if self.parts is None or self._loaded or self.rule.block > 1 or not wide:
+        if self.parts is None or self.rule.block > 1 or not wide:
             return super()._add_gradient(optimizer, parameters)
         quick = [m for m in self.parts.matrices if m.plain and m.name in parameters]
         places = [into for m in quick if (into := _place(parameters[m.name], m)) is not None]
@@ -213,9 +215,8 @@ class SpectralHandle(PenaltyHandle["SpectralRegularization"]):
     @torch.no_grad()
     def _meet_weights(self) -> None:
         """Keep loaded vectors that fit the weights (bit for bit), start the others anew."""
-        assert self.parts is not None
         self._loaded = False
-        for matrix in self.parts.matrices:
+        for matrix in self.parts.matrices if self.parts else ():
             v, fresh = self.vectors[matrix.name], self._start(matrix)
             weight = matrix.read().to(v.dtype)
             pair = (x if weight.dim() == 3 or x.dim() == 1 else x[0] for x in (v, fresh))  # a block leads
