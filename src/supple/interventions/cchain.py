@@ -259,7 +259,7 @@ class CChain(Penalty):
     batch. To first order the gradient is G (θ_t − θ_{t−1}), with G the Gauss–Newton matrix on B: the term
     damps the last step where it changes other outputs. Source: Tang, Obando-Ceron, Castro, Courville,
     Berseth, ICML 2025, arXiv 2506.00592. Cost: two forward passes and one backward pass over B
-    (``fraction`` shrinks B; ``refresh > 1`` saves one forward). Memory: ``memory`` batches, one set of outputs.
+    (``fraction`` shrinks B, ``refresh > 1`` saves one forward). Memory: ``memory`` batches, one output.
 
     The reference is the parameters before the last update, never the present ones, whose gradient is zero.
     The authors keep a list of deep copies for that; here the outputs on the next batch are taken just
