@@ -7,11 +7,12 @@ from collections.abc import Iterable
 import torch
 
 from supple import functional as F
-from supple.observe.batch import pick
+from supple.observe.batch import main_output, pick
 from supple.observe.instruments import instrument
 from supple.observe.kernel import ntk
 from supple.observe.probe import Probe
 from supple.records import Record
+from supple.topology.inputs import call
 
 MOST_INPUTS = 64
 FIELDS = ("rank99", "effective_rank", "condition", "mean_cosine", "trace")
@@ -27,7 +28,17 @@ def tangent(probe: Probe) -> Iterable[Record]:
     n = min(probe.samples, MOST_INPUTS)
     index = torch.linspace(0, probe.samples - 1, n).round().long()
     inputs = pick(probe.batch.inputs, index, probe.samples)
-    kernel = ntk(probe.model, inputs, kind="trace", forward=probe.forward)
+    try:
+        kernel = ntk(
+            probe.model, inputs, kind="trace", forward=lambda m, x: main_output(call(m, x, probe.forward))
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, NotImplementedError) as error:
+        # operations that have no derivative of this kind, re-entrant checkpointing, …
+        reason = f"the kernel cannot be computed: {error}"
+        yield from (probe.unmeasured(f"ntk_{name}", reason, samples=n) for name in FIELDS)
+        return
     statistics = F.kernel_statistics(kernel)
     if bool(kernel.isfinite().all()):
         values = torch.linalg.eigvalsh(kernel.double()).clamp(min=0).flip(-1)

@@ -143,10 +143,12 @@ def grama(probe: Probe) -> Iterable[Record]:
 
 def _grama(grad: Tensor | None, kind: str, live: bool, view: LayerView) -> Judged:
     if grad is None:
-        reason = view.taps.unseen.get(view.layer.module, "")
-        return reason or "no gradient arrives here (frozen, detached, or not part of the loss)"
-    if kind == "preactivation" and grad.shape[0] * grad.shape[2] < MINIMUM_RESPONSES:
-        return _too_few(grad.shape[0] * grad.shape[2])
+        if view.taps.unseen.get(view.layer.module):
+            return view.taps.unseen[view.layer.module]
+        return "no gradient arrives here (frozen, parametrised, detached, or not part of the loss)"
+    before = view.pre_grad
+    if before is not None and before.shape[0] * before.shape[2] < MINIMUM_RESPONSES:
+        return _too_few(before.shape[0] * before.shape[2])
     if not live:
         return "the gradient of the loss is zero in the whole network"
     if not bool(grad.any()):
