@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from supple.errors import InputError
 from supple.observe.guard import guard
@@ -127,9 +128,7 @@ def pull(outputs: Tensor, targets: Sequence[Tensor], cotangents: Tensor) -> list
         except RuntimeError:
             pass  # an operation whose backward cannot be batched: one at a time below, or its own error
     rows = [
-        _filled(
-            torch.autograd.grad(outputs, targets, v, retain_graph=True, allow_unused=True), targets, None
-        )
+        _filled(torch.autograd.grad(outputs, targets, v, retain_graph=True, allow_unused=True), targets, None)
         for v in cotangents
     ]
     return [torch.stack(parts) for parts in zip(*rows, strict=True)]
@@ -183,7 +182,14 @@ def _flat(outputs: Any, inputs: Any) -> Tensor:
 
 @contextlib.contextmanager
 def _plain_eager(model: nn.Module) -> Iterator[None]:
-    """Hooks fire (compiled models run eagerly) and no autocast rounds what the sums should have exactly."""
+    """Hooks fire (compiled models run eagerly), autocast rounds nothing, attention runs as plain products.
+
+    Fused attention kernels have no batching rule, so that many cotangents at once would run one by one.
+    """
     device = next((p.device.type for p in model.parameters()), "cpu")
-    with torch.compiler.set_stance("force_eager"), torch.autocast(device, enabled=False):
+    with (
+        torch.compiler.set_stance("force_eager"),
+        torch.autocast(device, enabled=False),
+        sdpa_kernel(SDPBackend.MATH),
+    ):
         yield

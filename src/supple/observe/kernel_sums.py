@@ -68,7 +68,9 @@ class Kernel:
         b, n, t, _ = g.shape
         full = self.kind == "full"
         g = g.to(self.values.dtype)
-        rows = g.permute(1, 0, 2, 3).reshape(n * b * t, -1) if full else g.permute(1, 2, 0, 3).reshape(n * t, -1)
+        rows = (
+            g.permute(1, 0, 2, 3).reshape(n * b * t, -1) if full else g.permute(1, 2, 0, 3).reshape(n * t, -1)
+        )
         per = (b if full else 1) * t
         step = max(1, CHUNK // (per * n * per))
         for i in range(0, n, step):
@@ -158,7 +160,9 @@ def add_block(kernel: Kernel, block: Block, grads: Sequence[Tensor]) -> None:
     if block.role == "bias":
         kernel.add_gradients(sum(x.sum(2).flatten(2) for x in g))
     elif block.role == "scale":
-        kernel.add_gradients(sum((x * c.inputs()).sum(2).flatten(2) for c, x in zip(block.calls, g, strict=True)))
+        kernel.add_gradients(
+            sum((x * c.inputs()).sum(2).flatten(2) for c, x in zip(block.calls, g, strict=True))
+        )
     elif block.role == "matrix":
         a = torch.cat([c.inputs() for c in block.calls], 1)
         together = torch.cat(g, 2)
