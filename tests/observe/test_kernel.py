@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -154,7 +156,8 @@ def mlp(activation: type[nn.Module] = nn.ReLU, **options: bool) -> nn.Module:
 def convnet() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(2, 4, 3, stride=2, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2),
-        nn.Conv2d(4, 6, 3, padding="same", dilation=2, groups=2, padding_mode="circular"), nn.GELU(), nn.GroupNorm(2, 6),
+        nn.Conv2d(4, 6, 3, padding="same", dilation=2, groups=2, padding_mode="circular"),
+        nn.GELU(), nn.GroupNorm(2, 6),
         nn.Conv2d(6, 6, (1, 2), groups=6, bias=False), nn.Flatten(), nn.Linear(12, 3),
     )  # fmt: skip
 
@@ -167,22 +170,26 @@ def frozen() -> nn.Module:
     return net
 
 
+def small(*layers: nn.Module) -> Callable[[], nn.Module]:
+    return lambda: nn.Sequential(*(copy.deepcopy(layer) for layer in layers))
+
+
 CASES = {
     "mlp": (mlp, (5, 6)),
-    "mlp without bias": (lambda: nn.Sequential(nn.Linear(6, 4, bias=False), nn.Tanh(), nn.Linear(4, 2)), (5, 6)),
+    "mlp without bias": (small(nn.Linear(6, 4, bias=False), nn.Tanh(), nn.Linear(4, 2)), (5, 6)),
     "in-place": (lambda: mlp(nn.ReLU, inplace=True), (5, 6)),
     "frozen parts": (frozen, (5, 6)),
     "one sample": (mlp, (1, 6)),
-    "one output": (lambda: nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 1), nn.Flatten(0)), (5, 6)),
+    "one output": (small(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 1), nn.Flatten(0)), (5, 6)),
     "convnet": (convnet, (4, 2, 8, 8)),
-    "conv1d": (lambda: nn.Sequential(nn.Conv1d(2, 3, 3, padding=1), nn.ReLU(), nn.BatchNorm1d(3), nn.Flatten()), (4, 2, 5)),
-    "conv3d": (lambda: nn.Sequential(nn.Conv3d(1, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)), (3, 1, 3, 3, 3)),
-    "transposed": (lambda: nn.Sequential(nn.ConvTranspose2d(2, 3, 2), nn.Flatten()), (3, 2, 2, 2)),
+    "conv1d": (small(nn.Conv1d(2, 3, 3, padding=1), nn.ReLU(), nn.BatchNorm1d(3), nn.Flatten()), (4, 2, 5)),
+    "conv3d": (small(nn.Conv3d(1, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)), (3, 1, 3, 3, 3)),
+    "transposed": (small(nn.ConvTranspose2d(2, 3, 2), nn.Flatten()), (3, 2, 2, 2)),
     "resnet": (resnet, (4, 2, 6, 6)),
     "shared": (Shared, (5, 6)),
     "functional use": (Functional, (5, 5)),
-    "tokens": (lambda: nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 2)), (3, 6, 4)),
-    "long tokens": (lambda: nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1)), (3, 40, 2)),
+    "tokens": (small(nn.Linear(4, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 2)), (3, 6, 4)),
+    "long tokens": (small(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1)), (3, 40, 2)),
     "time first": (lambda: TimeFirst(False), (4, 4, 4)),
     "time first, flat": (lambda: TimeFirst(True), (4, 4, 4)),
     "unknown layers": (Mixed, (4, 3, 4)),
@@ -347,10 +354,15 @@ def test_the_loop_stands_in_where_vmap_does_not_go(monkeypatch: pytest.MonkeyPat
     model, x = Branching(), torch.randn(3, 2).double()
     for kind in kernel_module.KINDS:
         torch.testing.assert_close(ntk(model, x, kind), reference(model, x, kind))
-    model, x = build("functional use")
-    monkeypatch.setattr(kernel_samples, "vmap", None)  # any use would be a TypeError
-    with pytest.raises(TypeError):
-        ntk(model, x)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("no batching rule")
+
+    model, x = build("unknown layers")
+    wanted = {kind: ntk(model, x, kind) for kind in kernel_module.KINDS}
+    monkeypatch.setattr(kernel_samples, "vmap", refuse)
+    for kind, value in wanted.items():
+        torch.testing.assert_close(ntk(model, x, kind), value)
 
 
 def test_nan_in_the_network_or_the_inputs_is_nan_not_a_number() -> None:

@@ -39,11 +39,11 @@ def ntk(
     * ``"scalar"``: of the one output sum_c f_c / sqrt C, (N, N). Random signs in place of the ones would
       have the trace kernel as their mean; this choice is fixed.
 
-    Exact, in eval mode. Linear, convolution (1-D, 2-D), embedding and normalisation layers contribute by hooks:
-    for a Linear layer K += (A A^T + 1) * (G G^T), elsewhere position pairs or one layer's per-sample gradients,
-    whichever needs fewer operations; a weight used several times gets its cross terms. Parameters used
-    in any other way (bare parameters, packed attention, recurrent layers) go through per-sample gradients of
-    the whole network restricted to them. Gradients have the dtype of the model, sums are float64. No
+    Exact, in eval mode. Linear, convolution (1-D, 2-D), embedding and normalisation layers contribute by
+    hooks: for a Linear layer K += (A A^T + 1) * (G G^T), elsewhere position pairs or one layer's per-sample
+    gradients, whichever needs fewer operations; a weight used several times gets its cross terms. Parameters
+    used in any other way (bare parameters, packed attention, recurrent layers) go through per-sample
+    gradients of the whole network restricted to them. Gradients have the dtype of the model, sums are float64. No
     object of the size of all parameters times N exists for a network of Linear layers.
 
     Samples must not influence one another (batch statistics do): this is tested with scaled cotangents,
@@ -56,8 +56,8 @@ def ntk(
         forward: ``forward(model, inputs)`` -> tensor, where the call or the output needs a hand.
 
     Returns:
-        float64, symmetric positive semi-definite, on the device of the outputs. NaN throughout where an output
-        or a gradient is NaN or Inf. Squared output units; grows with the squared weight norms.
+        float64, symmetric positive semi-definite, on the device of the outputs. NaN throughout where an
+        output or a gradient is NaN or Inf. Squared output units; grows with the squared weight norms.
 
     Raises:
         InputError: an unknown kind, no sample, an output that is not a floating tensor (N, ...), no

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
-
 _MATRIX = (nn.Linear, nn.Conv1d, nn.Conv2d)
 _BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _NORM = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, *_BATCH_NORM)
@@ -43,11 +42,11 @@ class Call:
         return moved.reshape(len(tensor), n, -1, *rest)
 
     def grads(self, g: Tensor) -> Tensor:
-        """(B, *output.shape) -> (B, N, T, O), or (B, N, T, normalized shape...) for LayerNorm and RMSNorm."""
+        """(B, *output.shape) -> (B, N, T, O); (B, N, T, normalized shape...) for LayerNorm and RMSNorm."""
         return self.rows(self._features_last(g), self._feature_axes())
 
     def inputs(self) -> Tensor:
-        """(N, T, I) patches of a matrix layer; (N, T) indices of an embedding; (N, T, O) of a norm, normalised."""
+        """(N, T, I) of a matrix layer; (N, T) indices of an embedding; (N, T, O) of a norm, normalised."""
         x = self.input[None]
         if isinstance(self.module, nn.Embedding):
             return self.rows(x, 0)[0]
@@ -83,7 +82,7 @@ class Call:
 
 
 class Recorder:
-    """Forward hooks on every layer the kernel knows; a call's output is kept out of reach of in-place writes."""
+    """Forward hooks on every layer the kernel knows; outputs are kept out of reach of in-place writes."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -110,7 +109,7 @@ class Recorder:
             return None
         x = args[0] if args else kwargs["input"]
         self.calls.append(Call(module, x.detach(), output))
-        # an in-place activation writes over the copy, so that the gradient at `output` stays the one before it
+        # an in-place activation writes over the copy: the gradient at `output` stays the one before it
         return output.clone()
 
 
@@ -148,7 +147,7 @@ def settle_layouts(
 
 
 def _patches(conv: nn.Module, x: Tensor) -> Tensor:
-    """(batch, channels, space...) -> (batch, T, channels * taps) as the convolution reads it, padding included."""
+    """(batch, channels, space...) -> (batch, T, channels * taps) as the convolution reads it."""
     assert isinstance(conv, (nn.Conv1d, nn.Conv2d))
     pads: list[int] = []
     for size, dilation, padding in zip(

@@ -16,7 +16,7 @@ def parameter_uses(outputs: Tensor) -> tuple[Counter[int], dict[Any, None]]:
     """
     uses: Counter[int] = Counter()
     nodes: dict[Any, None] = {outputs.grad_fn: None}
-    pending = [outputs.grad_fn]
+    pending: list[Any] = [outputs.grad_fn]
     while pending:
         node = pending.pop()
         for child, _ in node.next_functions:

@@ -1,8 +1,8 @@
 """The sums of a kernel: what each layer's inputs and gradients add to it.
 
 Shape letters: N samples, C outputs per sample, B cotangents at a time, T positions, I fan-in, O outputs. A
-layer's per-sample gradient is sum_t left_t (x) right_t: gradient and input of a matrix layer, one-hot index and
-gradient of an embedding.
+layer's per-sample gradient is sum_t left_t (x) right_t: gradient and input of a matrix layer, one-hot index
+and gradient of an embedding.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from supple.observe.kernel_calls import Call
 
 #: entries of a temporary at a time
 CHUNK = 2**22
+#: rows of the kernel at a time: small enough to stay in cache, large enough for the matrix product
+BLOCK = 256
 
 
 class Kernel:
@@ -44,23 +46,22 @@ class Kernel:
         step = max(1, CHUNK // self.size)
         for start in range(0, rows.shape[1], step):
             part = rows[:, start : start + step].to(self.values.dtype)
-            self.values.addmm_(part, part.mT)
+            for i in range(0, self.size, BLOCK):
+                j = i + BLOCK
+                self.values[i:j, :j].addmm_(part[i:j], part[:j].mT)
 
     def add_vectors(self, similar: Tensor, g: Tensor) -> None:
         """Layers without positions: similarity of inputs (N, N) times that of gradients (B, N, 1, O)."""
         full = self.kind == "full"
         rows = g[:, :, 0].transpose(0, 1).to(self.values.dtype)  # (N, B, O)
         per = self.c if full else 1
-        rows = rows.reshape(self.n * self.c, -1) if full else rows.reshape(self.n, -1)
-        step = max(1, 512 // per)  # samples: a block of rows stays in cache
+        rows = rows.reshape(self.n * per, -1)
+        step = max(1, BLOCK // per)
         for i in range(0, self.n, step):
             j = min(i + step, self.n)
             block = rows[i * per : j * per] @ rows[: j * per].mT
             weight = similar[i:j, :j]
-            if full:
-                block = block.view(j - i, per, j, per).mul_(weight[:, None, :, None]).view(block.shape)
-            else:
-                block *= weight
+            block.view(j - i, per, j, per).mul_(weight[:, None, :, None])
             self.values[i * per : j * per, : j * per] += block
 
     def add_pairs(self, similar: Tensor, g: Tensor) -> None:
@@ -85,8 +86,12 @@ class Kernel:
 
     def result(self) -> Tensor:
         """The whole symmetric matrix."""
-        lower = self.values.tril(-1)
-        return lower + lower.mT + self.values.diag().diag()
+        for i in range(0, self.size, BLOCK):
+            j = min(i + BLOCK, self.size)
+            self.values[:i, i:j] = self.values[i:j, :i].mT
+            corner = self.values[i:j, i:j]
+            corner.copy_(corner.tril() + corner.tril(-1).mT)
+        return self.values
 
     def unusable(self) -> Tensor:
         return torch.full_like(self.values, torch.nan)
@@ -116,9 +121,11 @@ def blocks_of(
         if not p.requires_grad or not uses[id(p)]:
             continue
         seen = owners.get(id(p), [])
-        if len(seen) != uses[id(p)] or any(c.layout is None for c, _ in seen):
-            rest[name] = p
-        elif (block := _block(seen)) is None:
+        if (
+            len(seen) != uses[id(p)]
+            or any(c.layout is None for c, _ in seen)
+            or (block := _block(seen)) is None
+        ):
             rest[name] = p
         else:
             blocks[id(p)] = block
@@ -158,10 +165,10 @@ def add_block(kernel: Kernel, block: Block, grads: Sequence[Tensor]) -> None:
     """Add what one block contributes; ``grads`` are the gradients at the outputs of its calls."""
     g = [c.grads(x) for c, x in zip(block.calls, grads, strict=True)]
     if block.role == "bias":
-        kernel.add_gradients(sum(x.sum(2).flatten(2) for x in g))
+        kernel.add_gradients(_total([x.sum(2).flatten(2) for x in g]))
     elif block.role == "scale":
         kernel.add_gradients(
-            sum((x * c.inputs()).sum(2).flatten(2) for c, x in zip(block.calls, g, strict=True))
+            _total([(x * c.inputs()).sum(2).flatten(2) for c, x in zip(block.calls, g, strict=True)])
         )
     elif block.role == "matrix":
         a = torch.cat([c.inputs() for c in block.calls], 1)
@@ -172,8 +179,16 @@ def add_block(kernel: Kernel, block: Block, grads: Sequence[Tensor]) -> None:
         _add_by_rows(kernel, block, g)
 
 
+def _total(parts: Sequence[Tensor]) -> Tensor:
+    """Calls of one parameter add up before they are multiplied: that is where cross terms come from."""
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
 def _add_matrix(kernel: Kernel, a: Tensor, g: Tensor, bias: bool) -> None:
-    """Inputs (N, T, I), gradients (B, N, T, O): position pairs or per-sample gradients, whichever costs less."""
+    """Inputs (N, T, I), gradients (B, N, T, O): position pairs or per-sample gradients, the cheaper."""
     n, t, fan = a.shape
     if t == 1 or _pairs_are_cheaper(kernel, t, fan, g.shape[-1]):
         rows = a.reshape(n * t, fan).to(kernel.values.dtype)
@@ -210,8 +225,8 @@ def _add_by_rows(kernel: Kernel, block: Block, g: Sequence[Tensor]) -> None:
     step = max(1, CHUNK // (b * n * weight.shape[1]))
     for start in range(0, len(used), step):
         rows = used[start : start + step]
-        total = sum(_rows(c, x, rows) for c, x in zip(block.calls, g, strict=True))
-        kernel.add_gradients(total.flatten(2))
+        parts = [_rows(c, x, rows) for c, x in zip(block.calls, g, strict=True)]
+        kernel.add_gradients(_total(parts).flatten(2))
 
 
 def _rows(one: Call, g: Tensor, rows: Tensor) -> Tensor:
