@@ -41,7 +41,7 @@ def train(folder: Path, callbacks: list[Any], resume: bool = False, steps: int =
 
 def test_weights_are_bit_identical_and_records_arrive(tmp_path: Path) -> None:
     alone = train(tmp_path / "a", [])
-    callback = SuppleCallback(every=2)
+    callback = SuppleCallback(data(6), every=2)
     watched = train(tmp_path / "b", [callback])
     assert all(torch.equal(a, b) for a, b in zip(alone.parameters(), watched.parameters(), strict=True))
     losses = callback.records.select(instrument="loss")
@@ -50,15 +50,21 @@ def test_weights_are_bit_identical_and_records_arrive(tmp_path: Path) -> None:
 
 
 def test_resume_takes_up_the_monitor(tmp_path: Path) -> None:
-    train(tmp_path, [SuppleCallback(every=2)], steps=4)
-    callback = SuppleCallback(every=2)
+    train(tmp_path, [SuppleCallback(data(6), every=2)], steps=4)
+    callback = SuppleCallback(data(6), every=2)
     train(tmp_path, [callback], resume=True, steps=8)
     assert callback.monitor.step == 8
     assert {2, 4, 6, 8} <= {r.step for r in callback.records.select(instrument="loss")}
 
 
-def test_without_an_evaluation_set_a_probe_is_asked_for(tmp_path: Path) -> None:
-    args = TrainingArguments(str(tmp_path), max_steps=1, report_to=[], use_cpu=True, disable_tqdm=True)
-    trainer = Trainer(model(), args, train_dataset=data(8), callbacks=[SuppleCallback()])
-    with pytest.raises(InputError, match="no evaluation set"):
-        trainer.train()
+def test_without_a_probe_the_training_samples_serve_and_a_warning_says_so(tmp_path: Path) -> None:
+    callback = SuppleCallback(every=1)
+    with pytest.warns(UserWarning, match="in-sample"):
+        train(tmp_path, [callback], steps=1)
+    assert len(callback.records.select(instrument="loss")) >= 1
+
+
+def test_a_probe_without_labels_is_refused(tmp_path: Path) -> None:
+    rows = [{"input_ids": r["input_ids"]} for r in data(4)]
+    with pytest.raises(InputError, match="no labels"):
+        train(tmp_path, [SuppleCallback(rows)], steps=1)
