@@ -11,10 +11,10 @@ import torch
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments  # noqa: E402
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
-from supple.errors import InputError  # noqa: E402
-from supple.integrations.transformers import SuppleCallback  # noqa: E402
+from supple.errors import InputError
+from supple.integrations.transformers import SuppleCallback
 
 
 def data(n: int) -> list[dict[str, torch.Tensor]]:
