@@ -2,3 +2,14 @@
 locate, prescribe; thresholds live here with their provenance, as do the typed findings and the
 trial that measures candidates on copies.
 """
+
+from supple.diagnose.types import (
+    DiagnosisReport,
+    Evidence,
+    Finding,
+    Prescription,
+    PrescriptionLine,
+    Source,
+)
+
+__all__ = ["DiagnosisReport", "Evidence", "Finding", "Prescription", "PrescriptionLine", "Source"]
