@@ -16,6 +16,7 @@ from supple.interventions.base import Optimizers, optimizer_list, register
 from supple.interventions.channels import Site, consumer_sites
 from supple.interventions.engine import Initials, transfer_refusal
 from supple.interventions.resetting import ResetHandle, ResetMethod
+from supple.interventions.sums import absolute_sum
 from supple.status import Mechanism
 from supple.topology.graph import Layer, Topology
 
@@ -97,7 +98,18 @@ class _Units:
     sites: list[Site]
     utility: Tensor  # (U,)
     births: npt.NDArray[np.int64]  # (U,) in steps of the layer's optimizer
+    position: int = 0  # of that optimizer
     carry: float = 0.0
+    mature: int = 0  # units older than the maturity, as counted last ...
+    until: int = 0  # ... which holds before this clock
+
+    def count_mature(self, clock: int, maturity: int) -> int:
+        if clock >= self.until:
+            old = clock - self.births > maturity
+            self.mature = int(np.count_nonzero(old))
+            young = self.births[~old]
+            self.until = int(young.min()) + maturity + 1 if len(young) else clock + (1 << 62)
+        return self.mature
 
 
 class ContinualBackpropHandle(ResetHandle):
@@ -143,7 +155,8 @@ class ContinualBackpropHandle(ResetHandle):
         weight = self.built.parameters[layer.weight]
         dtype = weight.dtype if weight.dtype == torch.float64 else torch.float32
         utility = torch.zeros(layer.units, dtype=dtype, device=weight.device)
-        held = _Units(layer, sites, utility, np.zeros(layer.units, dtype=np.int64))
+        position = next(i for i, group in enumerate(self.layers) if layer in group)
+        held = _Units(layer, sites, utility, np.zeros(layer.units, dtype=np.int64), position)
         self.units[layer.name] = held
         method = self.method
         centre = None if method.utility == "contribution" else self._centre
@@ -173,12 +186,12 @@ class ContinualBackpropHandle(ResetHandle):
         if not all(self.meter.gauges[p].count for p in paths):
             return self._missing(paths)
         self.measured = True
-        self.clocks[self._position(held[0])] += 1
+        self.clocks[held[0].position] += 1
         for path in paths:
             if path in self.means:
                 self.means[path].lerp_(self.meter.gauges[path].mean("signed"), 1.0 - self.method.decay)
         for units in held:
-            units.utility.lerp_(self._instantaneous(units), 1.0 - self.method.decay)
+            self._update(units)
         chosen = {u.layer.name: c for u in held if (c := self._choose(u)) is not None}
         if chosen:
             self._replace(chosen)
@@ -195,21 +208,19 @@ class ContinualBackpropHandle(ResetHandle):
             )
         return super()._missing(paths)
 
-    def _instantaneous(self, units: _Units) -> Tensor:
-        """(U,) E|h| sum|W_out| of this step, over all consumers."""
+    def _update(self, units: _Units) -> None:
+        """u <- eta u + (1 - eta) E|h| sum|W_out|, summed over all consumers."""
         kind = "absolute" if self.method.utility == "contribution" else "deviation"
-        total: Tensor | None = None
+        rest = 1.0 - self.method.decay
+        units.utility.mul_(self.method.decay)
         for site in units.sites:
-            outgoing = self._outgoing_sum(site, units.utility.dtype)
-            part = site.gather(self.meter.gauges[site.module].mean(kind) * outgoing, units.layer.units)
-            total = part if total is None else total + part
-        if total is None:
-            raise AttachError("a layer without consumers has no utility", where=units.layer.name)
-        if self.method.utility == "adaptable":
-            total = total / self._incoming_mean(units)
-        return total
+            gauge = self.meter.gauges[site.module]
+            now = site.gather(gauge.sums[kind] * self._outgoing_sum(site), units.layer.units)
+            if self.method.utility == "adaptable":
+                now = now / self._incoming_mean(units)
+            units.utility.add_(now, alpha=rest / gauge.count)
 
-    def _outgoing_sum(self, site: Site, dtype: torch.dtype) -> Tensor:
+    def _outgoing_sum(self, site: Site) -> Tensor:
         """(C,) sum of |weight| over everything that reads each channel of the consumer's input."""
         if site.edge is None:
             raise AttachError("a utility is read at consumers only", where=site.module)
@@ -217,17 +228,14 @@ class ContinualBackpropHandle(ResetHandle):
         groups = int(getattr(self.built.modules[site.module], "groups", 1))
         if site.edge.dim == 1 and groups > 1:
             weight = weight.view(groups, weight.shape[0] // groups, *weight.shape[1:])
-            others = [d for d in range(weight.dim()) if d not in (0, 2)]
-            return torch.linalg.vector_norm(weight, 1, others, dtype=dtype).flatten()
-        others = [d for d in range(weight.dim()) if d != site.edge.dim]
-        return torch.linalg.vector_norm(weight, 1, others, dtype=dtype)
+            return torch.cat([absolute_sum(part, 1) for part in weight])
+        return absolute_sum(weight, site.edge.dim)
 
     def _incoming_mean(self, units: _Units) -> Tensor:
         """(U,) mean |W_in| of each unit."""
         layer = units.layer
         weight = self.built.parameters[layer.weight].detach()
-        others = [d for d in range(weight.dim()) if d != layer.unit_dim]
-        norms = torch.linalg.vector_norm(weight, 1, others, dtype=units.utility.dtype)
+        norms = absolute_sum(weight, layer.unit_dim)
         rows = torch.from_numpy(layer.rows).to(norms.device)
         return norms[rows] * (weight.shape[layer.unit_dim] / weight.numel())
 
@@ -235,8 +243,7 @@ class ContinualBackpropHandle(ResetHandle):
         """The units of a layer that are due, lowest utility first, or None."""
         method, name = self.method, units.layer.name
         clock = self._clock(units)
-        mature = clock - units.births > method.maturity
-        eligible = int(np.count_nonzero(mature))
+        eligible = units.count_mature(clock, method.maturity)
         share = method.replacement_rate * eligible
         if method.accumulate:
             units.carry += share
@@ -252,7 +259,8 @@ class ContinualBackpropHandle(ResetHandle):
             self._skip(name, "a utility is not finite")
             return None
         units.carry -= count if method.accumulate else 0
-        ranking[torch.from_numpy(~mature).to(ranking.device)] = torch.inf
+        young = torch.from_numpy(clock - units.births <= method.maturity)
+        ranking[young.to(ranking.device)] = torch.inf
         return torch.sort(ranking, stable=True).indices[:count].cpu()
 
     def _ranking(self, units: _Units) -> Tensor:
@@ -268,6 +276,7 @@ class ContinualBackpropHandle(ResetHandle):
             units = self.units[name]
             units.utility[index.to(units.utility.device)] = 0.0
             units.births[index.numpy()] = self._clock(units)
+            units.until = 0
             for site in units.sites:
                 if site.module in self.means:
                     gone = torch.isin(site.units, index)
@@ -300,11 +309,8 @@ class ContinualBackpropHandle(ResetHandle):
         }
 
     # -- state ----------------------------------------------------------------------------------
-    def _position(self, units: _Units) -> int:
-        return next(i for i, group in enumerate(self.layers) if units.layer in group)
-
     def _clock(self, units: _Units) -> int:
-        return self.clocks[self._position(units)]
+        return self.clocks[units.position]
 
     def _own_state(self) -> dict[str, Any]:
         return {
@@ -332,4 +338,4 @@ class ContinualBackpropHandle(ResetHandle):
             units = self.units[name]
             units.utility.copy_(kept["utility"])
             units.births = kept["births"].cpu().numpy().copy()
-            units.carry = float(kept["carry"])
+            units.carry, units.until = float(kept["carry"]), 0

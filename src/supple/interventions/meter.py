@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from supple.interventions.channels import Site, channel_dim
+from supple.interventions.sums import absolute_sum
 
 #: the running mean to measure deviations from: (module path, batch mean (C,)) -> (C,)
 Centre = Callable[[str, Tensor], Tensor]
@@ -32,21 +33,20 @@ class Gauge:
     def add(self, module: nn.Module, value: Tensor) -> None:
         value = value.detach()
         axis = channel_dim(module, value)
-        others = [d for d in range(value.dim()) if d != axis]
         count = value.numel() // max(value.shape[axis], 1)
         if not count:
             return
-        dtype = value.dtype if value.dtype == torch.float64 else torch.float32
         if self.centre is None:
-            self._sum("absolute", torch.linalg.vector_norm(value, 1, others, dtype=dtype))
+            self._sum("absolute", absolute_sum(value, axis))
         if self.signed or self.centre is not None:
-            total = value.sum(others, dtype=dtype)
+            dtype = value.dtype if value.dtype == torch.float64 else torch.float32
+            total = value.sum([d for d in range(value.dim()) if d != axis], dtype=dtype)
             self._sum("signed", total)
             if self.centre is not None:
                 shape = [1] * value.dim()
                 shape[axis] = -1
                 centre = self.centre(self.path, total / count).view(shape).to(dtype)
-                self._sum("deviation", torch.linalg.vector_norm(value.to(dtype) - centre, 1, others))
+                self._sum("deviation", absolute_sum(value - centre, axis))
         self.count += count
 
     def _sum(self, name: str, value: Tensor) -> None:

@@ -15,6 +15,7 @@ from supple.interventions.base import Optimizers, Schedule, register
 from supple.interventions.channels import Site, preactivation_site
 from supple.interventions.engine import Bias, Initials, Outgoing
 from supple.interventions.resetting import ResetHandle, ResetMethod
+from supple.interventions.sums import absolute_sum
 from supple.status import Mechanism
 from supple.topology.graph import Layer, Topology
 
@@ -131,9 +132,7 @@ class ReGraMaHandle(ResetHandle):
         for layer in [part for x in self.layers[position] for part in self._pair(x)]:
             grad = self.built.parameters[layer.weight].grad
             if grad is not None:
-                wide = grad if grad.dtype == torch.float64 else grad.float()
-                others = [d for d in range(grad.dim()) if d != layer.unit_dim]
-                sums = torch.linalg.vector_norm(wide, 1, others)
+                sums = absolute_sum(grad, layer.unit_dim)
                 rows = torch.from_numpy(layer.rows).to(sums.device)
                 self.sizes[layer.name] = sums[rows] * (grad.shape[layer.unit_dim] / grad.numel())
 
