@@ -49,12 +49,13 @@ def _growths(betas: Betas) -> list[npt.NDArray[np.float64]]:
 
 
 def _factors(betas: Betas, count: int) -> npt.NDArray[np.float64]:
-    """k(a) / k(count) by age, and a last entry of exactly 1 for whatever is old."""
+    """k(a) / k(count) by age; exactly 1 for old ages, of which there are as many as occur before a prune."""
     first, second = _growths(betas)
-    curve = np.ones(len(first) + 1)
+    curve = np.ones(len(first) + _PRUNE_EVERY + 1)
     # age 0 does not occur after a step; its entry is never read
-    curve[1:-1] = np.sqrt(second[1:]) / first[1:]
-    curve[1:-1] *= (1.0 - betas[0] ** count) / math.sqrt(1.0 - betas[1] ** count)
+    young = slice(1, len(first))
+    curve[young] = np.sqrt(second[1:]) / first[1:]
+    curve[young] *= (1.0 - betas[0] ** count) / math.sqrt(1.0 - betas[1] ** count)
     return curve
 
 
@@ -64,7 +65,7 @@ class _Block:
 
     dim: int
     index: Tensor | None
-    births: Tensor  # broadcastable to the block; where slices cross, of the younger
+    age: Tensor  # broadcastable to the block; where slices cross, of the younger
     before: Tensor | None = None  # the values before the step
 
     def read(self, param: Tensor) -> Tensor:
@@ -127,10 +128,12 @@ class _Ages:
         for key, along in self.births.items():
             young = torch.nonzero(along != _NEVER)
             if key == "cells" or 2 * len(young) > len(along):
-                self.blocks = [_Block(0, None, births.to(device))]
+                self.blocks = [_Block(0, None, (self.count - births).to(device))]
                 return
             dim, index = int(key[-1]), young.flatten()
-            self.blocks.append(_Block(dim, index.to(device), births.index_select(dim, index).to(device)))
+            self.blocks.append(
+                _Block(dim, index.to(device), (self.count - births.index_select(dim, index)).to(device))
+            )
 
     def save(self, group: dict[str, Any]) -> None:
         self.pending, self.betas = True, _betas(group)
@@ -150,7 +153,10 @@ class _Ages:
             start, moved = block.before.to(table.dtype), block.read(param).to(table.dtype)
             if not (isinstance(self.decay, float) and self.decay == 1.0):
                 start = start * self.decay
-            factor = table[(self.count - block.births).clamp_(max=len(table) - 1)]
+            age = block.age.add_(1)
+            if block.index is None:  # here alone are elements that were never reset
+                age = age.clamp(max=len(table) - 1)
+            factor = table.take(age)
             results.append((block, torch.lerp(start, moved, factor.expand_as(moved))))
         for block, values in results:
             block.write(param, values.to(param.dtype))

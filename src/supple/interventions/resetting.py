@@ -131,8 +131,9 @@ class ResetHandle(Handle):
         for name in wanted or ():
             if name not in topology.layers:
                 raise AttachError(f"no layer {name!r} in the model", do=f"choose of {list(topology.layers)}")
-        for layer in topology.hidden:
-            if layer.name in partners or (wanted is not None and layer.name not in wanted):
+        # outputs are named only when they are asked for, and refused like anything else
+        for layer in topology.hidden if wanted is None else [topology.layers[n] for n in wanted]:
+            if layer.name in partners:
                 continue
             reason = engine.refusal(layer.name, self.outgoing, initial)
             if reason is not None:
