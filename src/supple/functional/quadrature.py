@@ -41,9 +41,9 @@ def estimated_spectrum_statistics(
     For Rademacher probes z, E z^T f(W W^T) z = tr f(W W^T), and Lanczos from z gives z^T f z as
     m sum_i tau_i f(theta_i): theta_i the singular values of its bidiagonal matrix, tau_i the squared first
     entries of the right vectors. f = sqrt gives the nuclear norm S, f = sigma ln sigma the entropy, and
-    erank = exp(ln S - (sum sigma ln sigma) / S). Dominant directions, where the chance error lies, are counted
-    exactly: Ritz vectors converged in the other probes (which are independent of z) serve as control variate. Where
-    they hold all of ||W||_F^2 (low rank), nothing is left to chance.
+    erank = exp(ln S - (sum sigma ln sigma) / S). Dominant directions, where the chance error lies, are
+    counted exactly: Ritz vectors converged in the other probes (which are independent of z) serve as control
+    variate. Where they hold all of ||W||_F^2 (low rank), nothing is left to chance.
 
     Measured relative error of the effective rank (defaults): 4096 x 11008 and 1024^2 Gaussian at most
     0.5 %, Gaussian bulk with spikes and i^-1/2 decay at most 1.2 % (512^2). Fast decay over many orders

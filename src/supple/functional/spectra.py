@@ -194,7 +194,7 @@ def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def spectral_norm_bounds(weight: Tensor, positions: int) -> tuple[Tensor, Tensor]:
-    """Bounds on the norm of a stride-1 convolution: sigma_1 of its kernel matrix, and sqrt(positions) times it.
+    """Bounds on the norm of a stride-1 convolution: sigma_1 of the kernel matrix, and sqrt(positions) times.
 
     Args:
         weight: (O, I, k...), one group.

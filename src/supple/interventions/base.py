@@ -62,7 +62,7 @@ class Handle:
     refuses_closure: bool = True
 
     def __init__(self, intervention: Intervention, model: nn.Module, optimizer: Optimizers) -> None:
-        self.intervention = intervention
+        self.intervention: Any = intervention  # subclasses name its class
         self.model = model
         self.optimizers = optimizer_list(optimizer)
         self.step = 0  # completed steps of the first optimizer
