@@ -109,7 +109,7 @@ def _layer(
 ) -> Layer:
     parameter = tracer.parameters.items[site.parameter]
     units = parts.units(site.index, part)
-    acts = sorted(name for name, mask in site.acts.items() if mask[units].any())
+    acts = sorted(name for name, mask in site.activations().items() if mask[units].any())
     lock = site.lock or _two_roles(tracer, site)
     return Layer(
         name=parts.name(site.index, part),
@@ -180,7 +180,8 @@ def _norms(tracer: Tracer, parts: Parts) -> dict[tuple[int, str], list[Norm]]:
                 units = parts.units(index, part)
                 rank = np.full(parts.sites[index].units, -1)
                 rank[units] = np.arange(len(units))
-                chosen = mine & (rank[found.unit] >= 0)
+                chosen = np.flatnonzero(mine)
+                chosen = chosen[rank[found.unit[chosen]] >= 0]
                 for entry in _one_by_one(rank[found.unit[chosen]], found.place[chosen], len(units)):
                     norm = Norm(
                         module=event.module,

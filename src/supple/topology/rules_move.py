@@ -9,7 +9,7 @@ from torch import Tensor
 
 from supple.topology.ids import FIRST, LOST, PARAM, Kind, squeeze_repeats
 from supple.topology.operators import CONSTANTS, FLOAT_MOVES, MOVES, POOLS, REDUCTIONS, SAME_SHAPE
-from supple.topology.shadow import merge_paths
+from supple.topology.shadow import Path, merge_paths
 from supple.topology.tracer import RULES, Operation, Tracer, leaves, rule
 
 DATA = frozenset({"self", "src", "source", "values", "tensors", "input", "data"})
@@ -198,7 +198,8 @@ def gated(tr: Tracer, op: Operation) -> None:
     nodes = torch.unique(gate[(gate >= FIRST)]).numpy()
     tr.record.activate(nodes, paths, "sigmoid")
     joined = tr.table.union(value, gate, Kind.GATE, 3, 1)
-    tr.spread(op, joined, tr.step(paths, "glu"))
+    acts = {s: Path(p.acts | {"sigmoid"}, p.ops, p.offset) for s, p in paths.items()}
+    tr.spread(op, joined, tr.step(acts, "glu"))
 
 
 @rule("_weight_norm_interface")

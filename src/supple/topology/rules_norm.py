@@ -50,7 +50,7 @@ def normalise(tr: Tracer, op: Operation) -> None:
         return
     places, found = _by_entry(ids, trailing)
     _record(tr, op, places, found, paths)
-    tr.shadows.write(out, ids, tr.step(paths, label, True))
+    tr.shadows.write(out, ids, {site: path.shifted(label) for site, path in paths.items()})
 
 
 def _by_entry(ids: Tensor, trailing: int) -> tuple[IntArray, IntArray]:

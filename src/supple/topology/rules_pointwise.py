@@ -84,7 +84,7 @@ def pointwise(tr: Tracer, op: Operation) -> None:
     parts = [(_expand(tr.ids(t), shape), tr.paths(t)) for t in features]
     parts += [(e, {}) for e in extra if e is not None]
     _foreign_statistics(tr, op, parts)
-    _combine(tr, op, parts)
+    _combine(tr, op, parts, learned=bool(weights))
 
 
 @rule("where", "masked_fill")
@@ -102,7 +102,7 @@ def choose(tr: Tracer, op: Operation) -> None:
     _combine(tr, op, parts)
 
 
-def _combine(tr: Tracer, op: Operation, parts: list[tuple[Tensor, Paths]]) -> None:
+def _combine(tr: Tracer, op: Operation, parts: list[tuple[Tensor, Paths]], learned: bool = False) -> None:
     if not parts:
         tr.spread(op, None)
         return
@@ -122,6 +122,9 @@ def _combine(tr: Tracer, op: Operation, parts: list[tuple[Tensor, Paths]]) -> No
         tr.record.activate(_nodes(ids), paths, label)
         paths = {s: p.activated(label, offset) for s, p in paths.items()}
     else:
+        if learned and len(parts) == 1:
+            tr.spread(op, ids, {site: path.shifted("") for site, path in paths.items()})
+            return
         constant = len(parts) == 1 and op.name in ("add", "sub", "rsub")
         name = "compare" if op.name in COMPARE else op.name if len(parts) > 1 else ""
         paths = tr.step(paths, name, constant)

@@ -164,6 +164,7 @@ def _consume(
     if len(lost):
         tr.record.refuse(tr.place, "origin lost", "tensor made outside the trace")
     real = (ids >= FIRST) & (ids < PARAM)
+    tr.record.carry(paths)
     blocks = blocks[real] if block_size else blocks
     tr.record.consumed.append(
         Consumption(site.index, columns[real], ids[real], rows, blocks, block_size, paths, tr.place)
@@ -348,6 +349,7 @@ def opaque(tr: Tracer, op: Operation, reason: str = "") -> None:
     sources = tr.sources(*op.tensors)
     text = f"opaque operation: {reason}" if reason else "opaque operation"
     tr.record.suspect(tr.place, text, op.name, sources)
+    tr.record.carry(tr.paths(*op.tensors))
     weights = [t for t in op.tensors if tr.is_weights(t)]
     for tensor in weights:
         tr.touch(tensor, f"opaque:{op.name}" + (f" ({reason})" if reason else ""))
