@@ -10,7 +10,7 @@ from torch import nn
 
 from supple.topology.coverage import cover
 from supple.topology.edges import build_edges, readings
-from supple.topology.graph import IntArray, Layer, Norm, Refusal, Topology
+from supple.topology.graph import Edge, IntArray, Layer, Norm, Refusal, Topology
 from supple.topology.ids import FIRST, Kind
 from supple.topology.record import Affine, Site
 from supple.topology.shadow import Path
@@ -72,11 +72,12 @@ def assemble(tracer: Tracer, model: nn.Module) -> Topology:
     """Everything that the trace found, in the public types."""
     parts = Parts(tracer)
     _suspects(tracer)
+    tracer.table.loosen_gates()
     read = readings(tracer)
     edges = build_edges(tracer, parts, read)
     streams = _streams(tracer, parts)
     norms = _norms(tracer, parts)
-    gate, qk = _gate_partners(parts), _qk_partners(tracer, parts)
+    gate, qk = _gate_partners(parts, edges), _qk_partners(tracer, parts)
     layers: dict[str, Layer] = {}
     for site in tracer.record.sites:
         for part in parts.of(site.index):
@@ -236,9 +237,9 @@ def _one_by_one(units: IntArray, places: IntArray, count: int) -> list[IntArray]
     return out
 
 
-def _gate_partners(parts: Parts) -> dict[str, str]:
-    """Two layers whose units multiply one to one, in the same order."""
-    met: dict[tuple[str, str], set[tuple[int, int]]] = defaultdict(set)
+def _gate_partners(parts: Parts, edges: tuple[Edge, ...]) -> dict[str, str]:
+    """Two layers whose units multiply one to one, in the same order, and act in no other way."""
+    met: dict[str, dict[str, set[tuple[int, int]]]] = defaultdict(lambda: defaultdict(set))
     position = [np.zeros(s.units, np.int64) for s in parts.sites]
     for index in range(len(parts.sites)):
         for part in parts.of(index):
@@ -247,14 +248,26 @@ def _gate_partners(parts: Parts) -> dict[str, str]:
     for sa, ua, sb, ub in parts.gates:
         a = parts.name(sa, str(parts.labels[sa][ua]))
         b = parts.name(sb, str(parts.labels[sb][ub]))
-        pair = (int(position[sa][ua]), int(position[sb][ub]))
-        met[a, b].add(pair)
-        met[b, a].add(pair[::-1])
+        met[a][b].add((int(position[sa][ua]), int(position[sb][ub])))
+        met[b][a].add((int(position[sb][ub]), int(position[sa][ua])))
     out: dict[str, str] = {}
-    for (a, b), pairs in sorted(met.items()):
-        if a != b and all(i == j for i, j in pairs):
+    for a, others in met.items():
+        b, pairs = next(iter(others.items()))
+        single = a != b and len(others) == len(met[b]) == 1
+        if single and all(i == j for i, j in pairs) and _readers(edges, a) == _readers(edges, b):
             out[a] = b
     return out
+
+
+def _readers(edges: tuple[Edge, ...], producer: str) -> set[tuple[str, int, int]]:
+    """(consumer, unit, column) of everything that reads a layer."""
+    return {
+        (e.consumer, int(unit), int(column))
+        for e in edges
+        if e.producer == producer
+        for unit, columns in zip(e.units, e.columns, strict=True)
+        for column in columns
+    }
 
 
 def _qk_partners(tracer: Tracer, parts: Parts) -> dict[str, str]:

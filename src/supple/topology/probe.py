@@ -105,6 +105,7 @@ def _private(inputs: Any) -> Any:
 def _outputs(tracer: Tracer, outputs: Any) -> None:
     """Flag the units that leave the network."""
     for tensor in leaves(outputs):
+        tracer.touch(tensor, "output")
         ids = [i for i in tracer.shadows.unique(tensor) if FIRST <= i < PARAM]
         tracer.record.carry(tracer.paths(tensor))
         found = tracer.table.atoms(ids)

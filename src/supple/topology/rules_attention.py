@@ -35,7 +35,8 @@ def mix(
     tr.record.suspect(
         tr.place, "a statistic of its units acts on others", op.name, statistics - tr.sources(right)
     )
-    return values, tr.step(tr.paths(right), "attention")
+    label = "attention" if any(_is(tr, int(i), Kind.SCORE) for i in np.unique(weak.numpy())) else "mix"
+    return values, tr.step(tr.paths(right), label)
 
 
 def _is(tr: Tracer, node: int, kind: Kind) -> bool:
