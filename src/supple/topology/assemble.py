@@ -28,18 +28,14 @@ class Parts:
         self.partners: dict[int, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
         self.qk: set[tuple[int, str, int, str]] = set()
         self.gates: set[tuple[int, int, int, int]] = set()
+        for value in tracer.record.values:
+            self._mark(value, "v")
         for query, key in tracer.record.pairs:
             self._mark(query, "q")
             self._mark(key, "k")
         self._gates()
-        for index, labels in enumerate(self.labels):
-            kinds = set(labels.tolist())
-            if len(kinds) > 1 and kinds & {"q", "k"}:
-                labels[labels == NO_PART] = "v"
-            elif len(kinds) > 1:
-                labels[labels == NO_PART] = "rest"
-            elif self.sites[index].units:
-                labels[:] = NO_PART
+        for labels in self.labels:
+            labels[:] = np.where(labels == NO_PART, "rest", labels) if len(set(labels)) > 1 else NO_PART
 
     def _mark(self, ids: IntArray, label: str) -> None:
         found = self.table.atoms(ids.tolist())

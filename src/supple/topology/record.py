@@ -92,6 +92,7 @@ class Recorder:
         self.consumed: list[Consumption] = []
         self.affine: list[Affine] = []
         self.pairs: list[tuple[IntArray, IntArray]] = []  # (query ids, key ids)
+        self.values: list[IntArray] = []  # ids that attention weighed
         self.refusals: dict[tuple[str, str, str, str], None] = {}
         self.suspects: list[tuple[str, str, str, Sources]] = []  # refusals whose layers are sites
 

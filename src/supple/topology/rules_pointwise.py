@@ -10,7 +10,7 @@ from supple.topology.ids import FIRST, LEFT, LOST, RIGHT, Kind, squeeze_repeats
 from supple.topology.parameters import Parameter
 from supple.topology.record import Affine, flat_unique
 from supple.topology.shadow import Path, Paths, merge_paths
-from supple.topology.tracer import Operation, Tracer, rule
+from supple.topology.tracer import RULES, Operation, Tracer, rule
 
 #: operator -> (name, whether f(0) differs from 0)
 NONLINEAR: dict[str, tuple[str, bool]] = {
@@ -331,3 +331,7 @@ def _expand(ids: Tensor | None, shape: torch.Size) -> Tensor:
     if value.dim() < len(shape):
         value = value.reshape((1,) * (len(shape) - value.dim()) + tuple(value.shape))
     return value
+
+
+# not every nonlinearity is tagged as pointwise
+RULES.update(dict.fromkeys(NONLINEAR, pointwise))

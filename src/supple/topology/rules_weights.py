@@ -63,11 +63,11 @@ def contract(tr: Tracer, op: Operation) -> None:
     out = (op.written or op.outputs)[0]
     shape = (*left.shape[:-1], right.shape[-1])
     if tr.is_weights(left) and tr.is_weights(right):
-        layers = [_is_weight_of_layer(tr, t) for t in (left, right)]
-        if layers[0] == layers[1]:  # a low-rank product, or a token times a bare matrix: cannot be told
+        rank = [_weight_rank(tr, t) for t in (left, right)]
+        if rank[0] == rank[1]:  # a low-rank product, or a token times a bare matrix: cannot be told
             opaque(tr, op, "a product of two parameters")
             return
-        swap = layers[0]
+        swap = rank[0] > rank[1]
     else:
         swap = tr.is_weights(left)
     if tr.is_weights(left) or tr.is_weights(right):
@@ -266,12 +266,13 @@ def attach_bias(tr: Tracer, ids: Tensor, elements: Tensor) -> None:
         site.lock = site.lock or "its bias is not in the order of its units"
 
 
-def _is_weight_of_layer(tr: Tracer, tensor: Tensor) -> bool:
+def _weight_rank(tr: Tracer, tensor: Tensor) -> int:
+    """How sure a parameter is a weight: 2 of the layer under way, 1 of a layer, 0 a bare one."""
     for index in tr.parameters.of(tr.shadows.read(tensor[(slice(0, 1),) * tensor.dim()])):
         module, attribute = tr.parameters.items[index].owner(tuple(tr.stack))
         if attribute.endswith("weight") and is_weight_layer(tr.modules[module]):
-            return True
-    return False
+            return 2 if module == tr.place else 1
+    return 0
 
 
 @rule("convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution")
