@@ -1,4 +1,4 @@
-"""The cohort engine: methods × seeds of one MLP protocol in one batched program, run folders as of the loop."""
+"""The cohort engine: methods × seeds of one MLP protocol as one program, run folders as of the loop."""
 
 from supple.bench.cohort.engine import REFUSED, run_cohort, supports
 from supple.bench.cohort.stack import Stack
