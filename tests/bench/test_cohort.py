@@ -13,8 +13,9 @@ from supple.bench import methods, run
 from supple.bench.cohort import Stack, run_cohort
 from supple.bench.cohort.group import Group
 from supple.bench.learner import Learner
-from supple.bench.networks import keyed, mlp
+from supple.bench.networks import keyed
 from supple.errors import InputError
+from supple.models import MLP
 from supple.store import load
 
 from .tiny import interrupt, tiny, tiny_labels, weigh
@@ -24,7 +25,7 @@ METHODS = ["plain", "fresh", "linear"]
 
 @pytest.mark.parametrize("hidden", [(), (5,), (7, 6)])
 def test_backward_equals_autograd(hidden: tuple[int, ...]) -> None:
-    nets = [keyed(lambda: mlp(4, hidden, 3).double(), s, "net") for s in range(3)]
+    nets = [keyed(lambda: MLP((4, *hidden, 3)).double(), s, "net") for s in range(3)]
     stack = Stack(nets)
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(3, 9, 4, generator=draw, dtype=torch.float64)

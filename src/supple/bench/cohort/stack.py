@@ -17,12 +17,12 @@ from supple.errors import InputError
 
 
 class Stack:
-    """ReLU networks ``fc1, act1, …, head`` (see `supple.bench.networks.mlp`), stacked.
+    """ReLU networks ``fc1, act1, …, head`` (see `supple.models.MLP`), stacked.
 
     ``flat`` (S, P) is the parameter to give to an optimizer; ``flat.grad`` is written by `backward`.
 
-    >>> from supple.bench.networks import mlp
-    >>> nets = [mlp(4, (8,), 3) for _ in range(5)]
+    >>> from supple.models import MLP
+    >>> nets = [MLP((4, 8, 3)) for _ in range(5)]
     >>> x = torch.randn(5, 6, 4)
     >>> out = Stack(nets).forward(x)
     >>> torch.allclose(out[2], nets[2](x[2]), atol=1e-6)
