@@ -42,8 +42,8 @@ def run(
 ) -> Path:
     """Compute one run, or the rest of it; a finished run is left as it is.
 
-    Writes, for every task, ``online_accuracy``, ``end_accuracy`` and ``loss``, and what ``measure`` says at
-    the measured tasks. The last checkpoint holds the worn network.
+    Writes, for every task, ``online_accuracy``, ``end_accuracy`` and ``online_loss``, and what ``measure``
+    says at the measured tasks. The last checkpoint holds the worn network.
 
     Args:
         spec: the run. root: results go to ``root/protocol/method/seed-n``.

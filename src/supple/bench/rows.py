@@ -65,7 +65,7 @@ def run_name(spec: RunSpec) -> str:
 
 
 def task_rows(spec: RunSpec, steps: int, task: Task, result: TaskResult, end: float) -> list[Record]:
-    """``online_accuracy``, ``end_accuracy`` and ``loss`` of one task."""
+    """``online_accuracy``, ``end_accuracy`` and ``online_loss`` of one task."""
     where: dict[str, Any] = {"run": run_name(spec), "step": steps, "task": task.name}
     note = f"{result.nonfinite} answers were not finite and count as wrong" if result.nonfinite else ""
     bad = not math.isfinite(result.loss)
@@ -73,7 +73,7 @@ def task_rows(spec: RunSpec, steps: int, task: Task, result: TaskResult, end: fl
         Record("online_accuracy", result.online_accuracy, samples=result.samples, note=note, **where),
         Record("end_accuracy", end, samples=len(task), **where),
         Record(
-            "loss",
+            "online_loss",
             result.loss,
             samples=result.samples,
             status=Status.INVALID.value if bad else MEASURED,
