@@ -57,6 +57,8 @@ class Probe:
     optimizers: list[Optimizer]
     reference: Reference | None
     seed: int
+    step: int = -1
+    task: str = ""
     outputs: Any = None
     loss: Tensor | None = None
     taps: Taps = field(default_factory=Taps)
@@ -108,7 +110,8 @@ class Probe:
         if number != number or number in (float("inf"), float("-inf")):
             fields.setdefault("status", str(Status.INVALID))
             fields["note"] = fields.get("note") or "the value is not finite"
-        return Record(name, number, layer=view.name if view else "*", **fields)
+        where = view.name if view else "*"
+        return Record(name, number, layer=where, step=self.step, task=self.task, **fields)
 
     def unmeasured(self, name: str, reason: str, view: LayerView | None = None, **fields: Any) -> Record:
         """A row that says why there is no value."""
@@ -133,6 +136,8 @@ def observe(
     forward: Forward | None = None,
     seed: int = 0,
     reference: Any = None,
+    step: int = -1,
+    task: str = "",
 ) -> Observation:
     """Look at a network once and write down what the instruments show; nothing of its state changes.
 
@@ -152,6 +157,7 @@ def observe(
             module types, and every pooled row then says so.
         forward: ``forward(model, inputs)`` where the call is neither of a tensor, a tuple nor a mapping.
         seed: keys what is drawn at random.
+        step, task: written into every row.
         reference: a healthy network (see `supple.observe.reference.resolve`): adds weight growth against it.
 
     Raises:
@@ -170,7 +176,9 @@ def observe(
     )
     checked = check_batch(batch)
     chosen = select(instruments)
-    probe = Probe(model, checked, loss_fn, forward, optimizers, resolve(reference, model, seed), seed)
+    probe = Probe(
+        model, checked, loss_fn, forward, optimizers, resolve(reference, model, seed), seed, step, task
+    )
     gradients = any("gradients" in i.needs for i in chosen)
     with guard(model, optimizers, evaluate=True), eager():
         run_pass(probe, gradients)
@@ -201,6 +209,7 @@ def run_pass(probe: Probe, gradients: bool) -> None:
                 found=f"{type(error).__name__}: {error}",
                 do="check the shapes and types of the probe, or pass forward=",
             ) from error
+        taps.end_forward()
         loss = run_loss(probe.loss_fn, outputs, probe.batch.targets)
         if not bool(loss.isfinite()):
             probe.problems["gradients"] = probe.problems["copy"] = f"the loss is {loss.item()}"

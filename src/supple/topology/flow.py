@@ -64,6 +64,7 @@ class Flow(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.active = True
+        self._entered = False
         self.responses: dict[Source, list[Response]] = {}
         self.reasons: dict[Source, str] = {}
         self._tags: dict[tuple[Any, ...], tuple[StorageWeakRef, Tag]] = {}
@@ -72,10 +73,23 @@ class Flow(TorchDispatchMode):
         """Tag a layer's output: all its units lie along ``dim``."""
         self._put(output, Tag(dim, (Piece(source, 0, 0, output.shape[dim]),)))
 
+    def resume(self) -> None:
+        """Search from here on (a forward pass of the network begins)."""
+        self.active = not in_backward()
+
     def forget(self) -> None:
-        """End the search (the network's forward pass is over)."""
+        """End the search (the forward pass of the network is over)."""
         self._tags.clear()
         self.active = False
+
+    def __enter__(self) -> Flow:
+        self._entered = True
+        return super().__enter__()
+
+    def __exit__(self, *exc: Any) -> None:
+        if self._entered:
+            self._entered = False
+            super().__exit__(*exc)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
