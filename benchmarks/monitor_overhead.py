@@ -1,7 +1,7 @@
 """What a monitor costs: time of a training step with and without it, in alternation on one machine.
 
-An MLP of 4 hidden layers of 256 units, batch 128, Adam (DESIGN §8). Arms take turns block by block, so that a busy
-machine disturbs all alike; each ratio is the median over rounds of (block with monitor) / (block without).
+An MLP of 4 hidden layers of 256 units, batch 128, Adam (DESIGN §8). Arms take turns block by block, so that
+a busy machine disturbs all alike; each ratio is the median over rounds of (block with monitor) / (block without).
 
     python benchmarks/monitor_overhead.py [--rounds 9] [--json FILE]
 """
@@ -9,6 +9,7 @@ machine disturbs all alike; each ratio is the median over rounds of (block with 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -26,7 +27,7 @@ EVERY = 100
 def build() -> tuple[nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(0)
     sizes = (784, 256, 256, 256, 256)
-    hidden = [m for i, o in zip(sizes, sizes[1:], strict=False) for m in (nn.Linear(i, o), nn.ReLU())]
+    hidden = [m for i, o in itertools.pairwise(sizes) for m in (nn.Linear(i, o), nn.ReLU())]
     model = nn.Sequential(*hidden, nn.Linear(256, 10))
     return model, torch.optim.Adam(model.parameters(), lr=1e-4)
 
@@ -85,9 +86,8 @@ def main() -> None:
         }
         for name, promise in PROMISE.items()
     }
-    print(
-        f"plain step: {1e3 * statistics.median(base) / EVERY:.3f} ms CPU, torch {torch.__version__}, one thread"
-    )
+    step = 1e3 * statistics.median(base) / EVERY
+    print(f"plain step: {step:.3f} ms CPU, torch {torch.__version__}, one thread")
     for name, row in rows.items():
         print(f"{name:10} {row['ratio']:.3f} x the plain step (promise {row['promise']:.2f})")
     if options.json:
