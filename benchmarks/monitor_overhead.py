@@ -1,9 +1,9 @@
 """What a monitor costs: time of a training step with and without it, in alternation on one machine.
 
 An MLP of 4 hidden layers of 256 units, batch 128, Adam (DESIGN §8). Arms take turns block by block, so that
-a busy machine disturbs all alike; each ratio is the median over rounds of (block with monitor) / (block without).
+a busy machine disturbs all alike; each ratio is the median over rounds of (block with) / (block without).
 
-    python benchmarks/monitor_overhead.py [--rounds 9] [--json FILE]
+    PYTHONPATH=src python benchmarks/monitor_overhead.py [--rounds 9] [--json FILE]
 """
 
 from __future__ import annotations
