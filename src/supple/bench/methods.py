@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from supple.bench.networks import keyed, mlp
+from supple.bench.networks import keyed
 from supple.bench.protocols import Protocol
 from supple.errors import InputError
+from supple.models import MLP
 
 if TYPE_CHECKING:
     from supple.interventions import Intervention
@@ -41,7 +42,7 @@ class Method:
         widths = protocol.hidden if self.hidden else ()
 
         def make() -> nn.Module:
-            return mlp(protocol.inputs, widths, protocol.outputs, activation=self.activation, norm=self.norm)
+            return MLP((protocol.inputs, *widths, protocol.outputs), self.activation, norm=self.norm)
 
         return keyed(make, seed, "network", task)
 
