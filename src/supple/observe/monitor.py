@@ -59,6 +59,7 @@ class Monitor:
     Raises:
         InputError: a probe, loss, schedule or instrument that cannot be used.
 
+    >>> import torch
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     >>> batch = (torch.randn(32, 4), torch.randint(3, (32,)))

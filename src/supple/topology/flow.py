@@ -86,10 +86,11 @@ class Flow(TorchDispatchMode):
         self._entered = True
         return super().__enter__()
 
-    def __exit__(self, *exc: Any) -> None:
+    def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> None:
+        # once only: `Taps.end_forward` may have left before the end of the block
         if self._entered:
             self._entered = False
-            super().__exit__(*exc)
+            super().__exit__(exc_type, exc_val, exc_tb)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
