@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.reference import penalties as twin
 from torch.nn import functional as nnf
 
 from supple.interventions import L2, L2Init
-from tests.reference import penalties as twin
 
 LR = 1e-2
 
