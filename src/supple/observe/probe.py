@@ -184,8 +184,6 @@ def observe(
         run_pass(probe, gradients)
         probe.topology = topology or _trace(probe)
         rows = [row for item in chosen for row in _measure(item, probe)]
-    if probe.topology.refusals and not probe.topology.edges:
-        rows = [_with_note(r, probe.topology.refusals[0].reason) for r in rows]
     loss = float("nan") if probe.loss is None else probe.loss.item()
     return Observation(Records(rows), probe.arrays, probe.topology, loss, probe.outputs)
 
@@ -267,13 +265,25 @@ def _measure(item: Instrument, probe: Probe) -> Iterator[Record]:
         yield from (probe.unmeasured(n, reason) for n in item.records)
     else:
         try:
-            yield from list(item.measure(probe))
+            gap = _gap(probe) if item.needs & {"units", "weights", "gradients"} else ""
+            yield from [_with_note(row, gap) for row in item.measure(probe)]
         except SuppleError as error:
             yield from (probe.unmeasured(n, str(error)) for n in item.records)
 
 
-def _with_note(row: Record, reason: str) -> Record:
-    return replace(row, note="; ".join(x for x in (row.note, reason) if x)) if row.layer == "*" else row
+def _gap(probe: Probe) -> str:
+    """What pooled rows over layers leave out."""
+    assert probe.topology is not None
+    if probe.topology.refusals and not probe.topology.edges:
+        return probe.topology.refusals[0].reason
+    missed = [c.name for c in probe.topology.coverage.missed]
+    return f"not seen: {', '.join(missed[:3])}{' and others' if len(missed) > 3 else ''}" if missed else ""
+
+
+def _with_note(row: Record, gap: str) -> Record:
+    if not gap or row.layer != "*":
+        return row
+    return replace(row, note="; ".join(x for x in (row.note, gap) if x))
 
 
 def _detach(item: Any) -> Any:

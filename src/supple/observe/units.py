@@ -142,8 +142,8 @@ def grama(probe: Probe) -> Iterable[Record]:
 
 def _grama(probe: Probe, view: LayerView, grad: Tensor | None, kind: str) -> Judged:
     if grad is None:
-        if view.taps.unseen.get(view.layer.module):
-            return view.taps.unseen[view.layer.module]
+        if kind == "preactivation" and view.layer.module not in view.taps.pre:
+            return view.taps.reason_of(view.layer.module)
         return "no gradient arrives here (frozen, parametrised, detached, or not part of the loss)"
     before = view.pre_grad
     if before is not None and before.shape[0] * before.shape[2] < MINIMUM_RESPONSES:

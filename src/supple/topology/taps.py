@@ -80,7 +80,7 @@ class Taps:
         if name in self.unseen:
             return self.unseen[name]
         results = [self._assemble((name, i)) for i in range(len(self.pre.get(name, [])))]
-        return next((r for r in results if isinstance(r, str)), "" if results else NEVER_CALLED)
+        return next((r for r in results if isinstance(r, str)), "" if results else HIDDEN)
 
     def _assemble(self, source: Source) -> Tap | str:
         """Join the responses of all units of one call, or say why that is not possible."""
