@@ -43,7 +43,7 @@ def trace(model: nn.Module, inputs: Inputs, *, forward: Forward | None = None) -
         forward: ``forward(model, inputs)`` where the model is called in another way.
 
     Raises:
-        InputError: a model without a trainable weight matrix, a lazy or meta model, inputs that the model
+        InputError: a model without a weight matrix, a lazy or meta model, inputs that the model
             does not take, or no sample.
         TopologyError: parameters are tensor subclasses (sharded, quantised).
 
@@ -80,11 +80,11 @@ def _prepared(model: nn.Module, inputs: Inputs) -> Tracer:
     if batch_size(inputs) == 0:
         raise InputError("cannot trace on an empty batch", found="0 samples", do="pass at least one sample")
     tracer = Tracer(model, rules.RULES)
-    if not any(p.tensor.requires_grad and p.tensor.dim() > 1 for p in tracer.parameters.items):
+    if not any(p.tensor.dim() > 1 for p in tracer.parameters.items):
         raise InputError(
-            "the model has no trainable layer",
+            "the model has no layer with a weight matrix",
             found=f"{type(model).__name__} with {len(tracer.parameters.items)} parameters",
-            do="pass a model with at least one trainable weight matrix",
+            do="pass a model with at least one linear, convolutional or embedding layer",
         )
     return tracer
 
