@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from supple.topology.moves import Source
 NEVER_CALLED = "its forward was not called in this pass (unused, or its parent reads the weights directly)"
 HIDDEN = "its pre-activations never leave the module that owns the weight"
 NO_NONLINEARITY = "reaches the output of the network, or ends, without a nonlinearity"
+_EAGER: contextvars.ContextVar[bool] = contextvars.ContextVar("eager", default=False)
 _CONV_RANK = {
     **dict.fromkeys((nn.Conv1d, nn.ConvTranspose1d), 1),
     **dict.fromkeys((nn.Conv2d, nn.ConvTranspose2d), 2),
@@ -44,27 +46,41 @@ class Taps:
         self.unseen: dict[str, str] = {}  # layers that gave no value at all, and why
         self.flow = Flow()
 
+    def end_forward(self) -> None:
+        """Let what follows (the loss, the backward pass) run without the overhead of the search.
+
+        Only at the level of the ``with`` block itself, not inside a hook or another context.
+        """
+        self.flow.forget()
+        self.flow.__exit__(None, None, None)
+
+    def clear(self) -> None:
+        """Forget the values of a pass that is about to be repeated."""
+        for collected in (self.pre, self.pre_grad, self.flow.responses, self.flow.reasons):
+            collected.clear()
+
     @property
     def post(self) -> dict[str, list[Tap]]:
         """Values after the first nonlinearity; a layer for which it was not found in every call is absent."""
-        found: dict[str, list[Tap]] = {}
-        for name, calls in self.pre.items():
-            taps = [self._assemble((name, i)) for i in range(len(calls))]
-            complete = [t for t in taps if isinstance(t, Tap)]
-            if len(complete) == len(taps):
-                found[name] = complete
-        return found
+        return {name: taps for name in self.pre if (taps := self.post_of(name))}
 
     @property
     def missing(self) -> dict[str, str]:
         """Layers absent from `post`, each with the reason."""
-        reasons = dict(self.unseen)
-        for name, calls in self.pre.items():
-            for i in range(len(calls)):
-                result = self._assemble((name, i))
-                if isinstance(result, str):
-                    reasons.setdefault(name, result)
-        return reasons
+        return {name: reason for name in (*self.unseen, *self.pre) if (reason := self.reason_of(name))}
+
+    def post_of(self, name: str) -> list[Tap]:
+        """The values of one layer after the nonlinearity, one per call; empty where `reason_of` tells why."""
+        taps = [self._assemble((name, i)) for i in range(len(self.pre.get(name, [])))]
+        found = [t for t in taps if isinstance(t, Tap)]
+        return found if len(found) == len(taps) else []
+
+    def reason_of(self, name: str) -> str:
+        """Why one layer is absent from `post`; empty where it is not."""
+        if name in self.unseen:
+            return self.unseen[name]
+        results = [self._assemble((name, i)) for i in range(len(self.pre.get(name, [])))]
+        return next((r for r in results if isinstance(r, str)), "" if results else HIDDEN)
 
     def _assemble(self, source: Source) -> Tap | str:
         """Join the responses of all units of one call, or say why that is not possible."""
@@ -95,7 +111,11 @@ def eager() -> Iterator[None]:
     ...     torch.nn.Linear(2, 2)(torch.ones(1, 2)).shape
     torch.Size([1, 2])
     """
+    if _EAGER.get():
+        yield
+        return
     fast = torch.backends.mha.get_fastpath_enabled()
+    token = _EAGER.set(True)
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         # importing dynamo costs a second, and without it nothing is compiled
@@ -104,6 +124,7 @@ def eager() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        _EAGER.reset(token)
 
 
 def plain_name(name: str) -> str:
@@ -199,15 +220,11 @@ def tap(model: nn.Module, layers: Iterable[str] | None = None, gradients: bool =
         for name in set(chosen) & set(known):
             hook = _LayerHook(name, taps, gradients)
             stack.callback(known[name].register_forward_hook(hook).remove)
-        stack.callback(model.register_forward_pre_hook(lambda *_: _resume(taps.flow)).remove)
+        stack.callback(model.register_forward_pre_hook(lambda *_: taps.flow.resume()).remove)
         stack.callback(model.register_forward_hook(lambda *_: taps.flow.forget(), always_call=True).remove)
         stack.enter_context(eager())
         stack.enter_context(taps.flow)
         yield taps
-
-
-def _resume(flow: Flow) -> None:
-    flow.active = not in_backward()
 
 
 class _LayerHook:
