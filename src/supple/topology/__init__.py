@@ -2,3 +2,19 @@
 norm parameters belong to it, and what could not be resolved and why. Everything is read off one
 eager probe pass; nothing is guessed from the order in which modules were defined.
 """
+
+from supple.topology.graph import Coverage, Edge, Layer, LayerCoverage, Norm, Refusal, Topology
+from supple.topology.inputs import batch_size, call, shrink
+
+__all__ = [
+    "Coverage",
+    "Edge",
+    "Layer",
+    "LayerCoverage",
+    "Norm",
+    "Refusal",
+    "Topology",
+    "batch_size",
+    "call",
+    "shrink",
+]
