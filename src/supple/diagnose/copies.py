@@ -1,8 +1,7 @@
-"""Copies of a network and fresh optimizers for them: what step 0 and a trial train instead of the original."""
+"""Fresh optimizers for copies of a network: step 0 and a trial train these, never the original."""
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,31 +14,6 @@ from torch.optim import Optimizer
 from supple.interventions.base import Optimizers, optimizer_list
 
 FALLBACK = "Adam with lr 1e-3 (no optimizer was given)"
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
-
-def clean_copy(model: nn.Module) -> nn.Module:
-    """A deep copy without foreign hooks and without gradients; the original is only read.
-
-    Hooks of torch itself (weight_norm, spectral_norm, pruning) define the function and stay; hooks of
-    monitors and loggers would write into the original's books and go.
-    """
-    twin = copy.deepcopy(model)
-    for module in twin.modules():
-        for name in _HOOKS:
-            hooks = getattr(module, name)
-            for key in [k for k, hook in hooks.items() if not _belongs_to_torch(hook)]:
-                del hooks[key]
-    twin.zero_grad(set_to_none=True)
-    return twin
-
-
-def _belongs_to_torch(hook: Any) -> bool:
-    owner = getattr(hook, "__self__", hook)
-    module = getattr(hook, "__module__", None) or type(owner).__module__
-    return str(module).split(".")[0] == "torch"
-
 
 def ready_to_train(network: nn.Module) -> nn.Module:
     """Train mode with dropout off: learning is compared, not the luck of the masks."""
@@ -133,7 +107,7 @@ def _fresh(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def same_trainable(network: nn.Module, like: nn.Module) -> nn.Module:
-    """Freeze in ``network`` what is frozen in ``like`` (by name), so that both may move the same parameters."""
+    """Freeze in ``network`` what is frozen in ``like`` (by name): both may move the same parameters."""
     frozen = {n for n, p in like.named_parameters() if not p.requires_grad}
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name not in frozen)

@@ -16,19 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from supple.diagnose.copies import OptimizerRecipe, clean_copy, recipe, same_trainable
+from supple.diagnose.copies import OptimizerRecipe, recipe, same_trainable
 from supple.diagnose.intervals import ratio_interval
 from supple.diagnose.probe_tasks import LossFn, ProbeKind, ProbeTask, learn, read_kind
 from supple.diagnose.types import Evidence, Finding
 from supple.errors import InputError
 from supple.interventions.base import Optimizers
+from supple.observe.copies import clean_copy
 from supple.status import Mechanism, Status
 from supple.topology.inputs import Forward, call
 
 RATIO = 0.90  # the definition: a loss of a tenth of the learning is a loss
 LOOKS = (4, 6, 8, 10, 12)  # numbers of pairs after which the interval is looked at
 MIN_STEPS, MAX_STEPS, BLOCK = 60, 2000, 20
-SATISFIED = 0.9  # the course ends where the twin has learned this share of what can be learned
+SATISFIED = 0.97  # the course ends where the twin has learned this share of what can be learned
 TOO_LITTLE = 0.15  # a twin that learned less than this says nothing about the network
 STUCK = 0.30  # with old answers in the way, less than this share of the twin's learning is reported
 
@@ -129,7 +130,7 @@ def trainability(
     ``score`` = mean over the course of (accuracy - chance) / (1 - chance) on each batch before its update
     (values: share of the loss taken away); ``ratio`` = mean score of the network / mean score of its twins;
     Fieller interval over pairs (one probe task and one twin each), 95 %. The length of the course is set on
-    one twin: until it has learned nine tenths, or as far as the budget goes.
+    one twin: until it has learned nearly all, or as far as the budget goes.
 
     Args:
         model: read only; its copies are trained.

@@ -1,0 +1,202 @@
+"""One rule per mechanism: which evidence must agree, against the twin, for the mechanism to be present."""
+
+from __future__ import annotations
+
+import math
+from statistics import fmean
+
+from supple.diagnose import thresholds as limit
+from supple.diagnose.compare import Comparison, all_of
+from supple.diagnose.panel import GRAMA_VARIANT, Panel, binomial_error
+from supple.diagnose.types import Evidence, Finding
+from supple.status import Mechanism, Status
+
+
+def _unmeasured(mechanism: Mechanism, panel: Panel, instrument: str, variant: str = "") -> Finding:
+    status, reason = panel.trouble(instrument, variant)
+    return Finding(mechanism, status, reason=reason)
+
+
+def _clip(value: float) -> float:
+    return min(1.0, max(0.0, value))
+
+
+def dead_units(panel: Panel) -> Finding:
+    """GraMa at the pre-activation against the twin; tau-dormant and never-firing units shown beside it."""
+    pooled = panel.compare("grama", limit.GRAMA, variant=GRAMA_VARIANT)
+    if not pooled.usable:
+        return _unmeasured(Mechanism.DEAD_UNITS, panel, "grama", GRAMA_VARIANT)
+    layers = _dead_layers(panel)
+    ill = [c for c in layers if c.status is Status.PRESENT]
+    status = pooled.status
+    if status is not Status.PRESENT and ill:
+        status = Status.PRESENT
+    where = tuple(c.evidence.layer for c in layers if c.statistic > limit.GRAMA.value)
+    severity = _clip(max([pooled.statistic, *(c.statistic for c in ill)]))
+    beside = [
+        _beside(panel, "dormant", "tau=0.025", "misses units behind skip connections"),
+        _beside(panel, "dead", "", "never fires on the probe"),
+    ]
+    evidence = (
+        pooled.evidence,
+        *(e for e in beside if e),
+        *(c.evidence for c in layers if c.statistic > 0.1),
+    )
+    share, twin = pooled.evidence.value, pooled.evidence.reference
+    reason = f"{share:.0%} of the hidden units get next to no gradient, {twin:.0%} in the twin"
+    if status is Status.PRESENT and pooled.status is not Status.PRESENT:
+        reason += f"; concentrated in {', '.join(c.evidence.layer for c in ill)}"
+    return Finding(Mechanism.DEAD_UNITS, status, severity, where, evidence, reason=reason)
+
+
+def _dead_layers(panel: Panel) -> list[Comparison]:
+    found = []
+    for layer in panel.hidden:
+        value = panel.value("grama", layer.name, GRAMA_VARIANT)
+        if math.isnan(value) or layer.units < limit.SMALLEST_SIDE:
+            continue
+        error = max(binomial_error(value, layer.units), panel.errors.get(("grama", layer.name), 0.0))
+        found.append(panel.compare("grama", limit.GRAMA_LAYER, layer.name, GRAMA_VARIANT, error=error))
+    return [c for c in found if c.usable]
+
+
+def _beside(panel: Panel, instrument: str, variant: str, note: str = "") -> Evidence | None:
+    value = panel.value(instrument, "*", variant)
+    if math.isnan(value):
+        return None
+    twins = [t for t in panel.of_twins(instrument, "*", variant) if not math.isnan(t)]
+    reference = fmean(twins) if twins else math.nan
+    label = f"{instrument} ({variant})" if variant else instrument
+    return Evidence(label, value, reference=reference, samples=panel.samples, note=note, decides=False)
+
+
+def rank_collapse(panel: Panel) -> Finding:
+    """Effective rank, stable rank and sigma_1 / sum sigma of one hidden matrix must agree against the twin."""
+    layers = panel.judged_layers(limit.SMALLEST_SIDE)
+    if not layers:
+        reason = f"no hidden weight matrix with {limit.SMALLEST_SIDE} or more directions"
+        return Finding(Mechanism.RANK_COLLAPSE, Status.NOT_MEASURED, reason=reason)
+    judged = [(layer.name, *_rank_of(panel, layer.name)) for layer in layers]
+    usable = [j for j in judged if j[2].usable]
+    if not usable:
+        return _unmeasured(Mechanism.RANK_COLLAPSE, panel, "effective_rank", "relative")
+    ill = [j for j in usable if j[1] is Status.PRESENT]
+    unsure = [j for j in usable if j[1] is Status.INCONCLUSIVE]
+    status = Status.PRESENT if ill else Status.INCONCLUSIVE if unsure else Status.ABSENT
+    worst = min(usable, key=lambda j: j[2].statistic)
+    shown = ill or [worst]
+    evidence = [e for j in shown for e in (j[2].evidence, j[3].evidence, j[4].evidence)]
+    severity = _clip(1 - worst[2].statistic) if status is not Status.ABSENT else _clip(1 - worst[2].statistic)
+    reason = f"lowest effective rank {worst[2].statistic:.0%} of the twin's, in {worst[0]}"
+    return Finding(
+        Mechanism.RANK_COLLAPSE, status, severity, tuple(j[0] for j in ill), tuple(evidence), reason=reason
+    )
+
+
+def _rank_of(panel: Panel, layer: str) -> tuple[Status, Comparison, Comparison, Comparison]:
+    effective = panel.compare("effective_rank", limit.EFFECTIVE_RANK, layer, "relative")
+    stable = panel.compare("stable_rank", limit.STABLE_RANK, layer, "relative")
+    ratio = panel.compare("sigma_ratio", limit.SIGMA_RATIO, layer)
+    return all_of(effective.status, stable.status, ratio.status), effective, stable, ratio
+
+
+def ntk_degeneration(panel: Panel, dead: Finding) -> Finding:
+    """Mean cosine up and 99 % rank down in the tangent kernel, more than dead units alone would do."""
+    threshold = limit.NTK_COSINE_WITH_DEAD if dead.status is Status.PRESENT else limit.NTK_COSINE
+    cosine = panel.compare("ntk_mean_cosine", threshold)
+    rank = panel.compare("ntk_rank99", limit.NTK_RANK)
+    if not (cosine.usable and rank.usable):
+        return _unmeasured(Mechanism.NTK_DEGENERATION, panel, "ntk_mean_cosine")
+    status = all_of(cosine.status, rank.status)
+    reference = cosine.evidence.reference
+    severity = _clip(cosine.statistic / (1 - reference)) if reference < 1 else 0.0
+    reason = f"inputs pull the outputs with a mean cosine of {cosine.evidence.value:.2f}, {reference:.2f} in the twin"
+    if (
+        dead.status is Status.PRESENT
+        and status is not Status.PRESENT
+        and cosine.statistic > limit.NTK_COSINE.value
+    ):
+        reason += "; dead units alone raise it this far"
+        status = Status.INCONCLUSIVE if cosine.statistic > 0.8 * threshold.value else Status.ABSENT
+    churn = _beside(panel, "churn", "relative", "a weak detector: it barely moves until the network is dead")
+    evidence = (cosine.evidence, rank.evidence, *([churn] if churn else []))
+    return Finding(Mechanism.NTK_DEGENERATION, status, severity, (), evidence, reason=reason)
+
+
+def saturation(panel: Panel) -> Finding:
+    """Share of tanh or sigmoid units at their ends; the outputs' size and entropy are shown beside it."""
+    beside = [_beside(panel, "max_logit", ""), _beside(panel, "entropy", "")]
+    shown = tuple(e for e in beside if e)
+    pooled = panel.compare("saturated", limit.SATURATED)
+    if not pooled.usable:
+        status, reason = panel.trouble("saturated")
+        return Finding(Mechanism.SATURATION, status, None, (), shown, reason=reason)
+    layers = [
+        (
+            x.name,
+            panel.compare("saturated", limit.SATURATED, x.name, error=_unit_error(panel, x.name, x.units)),
+        )
+        for x in panel.hidden
+    ]
+    ill = [name for name, c in layers if c.status is Status.PRESENT]
+    status = Status.PRESENT if ill else pooled.status
+    severity = _clip(max([pooled.statistic, *(c.statistic for _, c in layers if c.status is Status.PRESENT)]))
+    reason = f"{pooled.evidence.value:.0%} of the bounded units sit at their ends, {pooled.evidence.reference:.0%} in the twin"
+    return Finding(
+        Mechanism.SATURATION, status, severity, tuple(ill), (pooled.evidence, *shown), reason=reason
+    )
+
+
+def _unit_error(panel: Panel, layer: str, units: int) -> float:
+    value = panel.value("saturated", layer)
+    return 0.0 if math.isnan(value) else binomial_error(value, units)
+
+
+def weight_growth(panel: Panel) -> Finding:
+    """Geometric mean over layers of sigma_1 against the twin."""
+    found = []
+    for layer in panel.seen.topology.layers.values():
+        mine, twins = panel.value("sigma_max", layer.name), panel.of_twins("sigma_max", layer.name)
+        known = [t for t in twins if math.isfinite(t) and t > 0]
+        if known and mine > 0:
+            found.append((layer.name, mine / fmean(known), mine, fmean(known)))
+    if not found:
+        return _unmeasured(Mechanism.WEIGHT_GROWTH, panel, "sigma_max")
+    growth = math.exp(fmean(math.log(f[1]) for f in found))
+    half = 1.96 * limit.WEIGHT_GROWTH.spread * growth
+    status = _growth_status(growth - half, growth + half)
+    evidence = Evidence(
+        "sigma_max, geometric mean over layers, relative to the twin",
+        growth, growth - half, growth + half, 1.0, limit.WEIGHT_GROWTH.value, len(found),
+        "samples: layers",
+    )  # fmt: skip
+    where = tuple(f[0] for f in found if f[1] > limit.WEIGHT_GROWTH.value)
+    reason = f"the largest singular values are {growth:.1f} times the twin's (mean over layers)"
+    return Finding(Mechanism.WEIGHT_GROWTH, status, _clip(1 - 1 / growth), where, (evidence,), reason=reason)
+
+
+def _growth_status(lo: float, hi: float) -> Status:
+    if lo > limit.WEIGHT_GROWTH.value:
+        return Status.PRESENT
+    return Status.ABSENT if hi < limit.WEIGHT_GROWTH.value else Status.INCONCLUSIVE
+
+
+def cloned_units(panel: Panel) -> Finding:
+    """Share of units that have a near copy in their layer."""
+    pooled = panel.compare("cloned", limit.CLONED)
+    if not pooled.usable:
+        return _unmeasured(Mechanism.CLONED_UNITS, panel, "cloned")
+    where = tuple(
+        x.name
+        for x in panel.hidden
+        if panel.compare("cloned", limit.CLONED, x.name).statistic > limit.CLONED.value
+    )
+    reason = f"{pooled.evidence.value:.0%} of the units have a near copy, {pooled.evidence.reference:.0%} in the twin"
+    return Finding(
+        Mechanism.CLONED_UNITS,
+        pooled.status,
+        _clip(pooled.statistic),
+        where,
+        (pooled.evidence,),
+        reason=reason,
+    )
