@@ -15,6 +15,7 @@ from supple.interventions.base import Optimizers, optimizer_list
 
 FALLBACK = "Adam with lr 1e-3 (no optimizer was given)"
 
+
 def ready_to_train(network: nn.Module) -> nn.Module:
     """Train mode with dropout off: learning is compared, not the luck of the masks."""
     network.train()

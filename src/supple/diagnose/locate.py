@@ -6,8 +6,8 @@ said, not guessed.
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 from collections.abc import Sequence
+from itertools import pairwise
 from statistics import fmean, median
 from typing import TYPE_CHECKING
 

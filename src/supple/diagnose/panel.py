@@ -80,7 +80,7 @@ class Panel:
         return list(self.seen.topology.hidden)
 
     def judged_layers(self, smallest: int) -> list[Layer]:
-        """Hidden layers whose weight matrix has at least ``smallest`` directions, without blocks and gates."""
+        """Hidden layers whose weight matrix has at least ``smallest`` directions."""
         return [x for x in self.hidden if min(x.units, x.fan_in) >= smallest]
 
     def row(self, instrument: str, layer: str, variant: str = "") -> Record | None:

@@ -15,18 +15,20 @@ THREE = (Mechanism.DEAD_UNITS, Mechanism.RANK_COLLAPSE, Mechanism.NTK_DEGENERATI
 _NOT_CBP = "continual backprop, the famous fix, does not address this: it resets units by low utility"
 _NEW_NETWORK = "needs a new network (supple.convert_ or a rebuild): trained weights are not carried over"
 
-#: what each line rests on; figures are this project's small experiments (digits MLPs), claims are the papers'
+#: what each line rests on: "measured here" are this project's small experiments (digits MLPs), the rest papers
 GRADES = {
-    "ReGraMa": "published (Liu et al. 2025) and measured here: dead units in MLPs, best or close to best of 12 methods",
-    "CReLU": "published (Abbas et al. 2023); measured here: best with random labels, below resets with permuted inputs",
-    "SpectralRegularization": "published (Lewandowski et al. 2025): it prevents; a rank that is already lost it hardly "
-    "restores (measured here)",
-    "CChain": "published (Tang et al. 2025) in RL; in our supervised tests it helped little and repaired nothing",
-    "DeepFourier": "published (Lewandowski et al. 2025), best with regularisation; loses online accuracy in one of our tests",
-    "SVF": "published (Sun et al. 2025) for adapting frozen language models; no gradient step on the base weights",
-    "ForgettingAttention": "published (Lin et al. 2025) for length and retrieval; its effect on plasticity is a claim",
-    "L2Init": "published (Kumar et al. 2023); measured here: keeps most of the loss away, with permuted inputs and "
-    "with random labels",
+    "ReGraMa": "published (Liu et al. 2025); measured here on MLPs with dead units: among the best of 12 methods",
+    "CReLU": "published (Abbas et al. 2023); measured here: best with random labels, behind resets with "
+    "permuted inputs",
+    "SpectralRegularization": "published (Lewandowski et al. 2025): it prevents; measured here: a rank that is "
+    "already lost it hardly restores",
+    "CChain": "published (Tang et al. 2025) in RL; measured here on supervised tasks: helps little, repairs "
+    "nothing",
+    "DeepFourier": "published (Lewandowski et al. 2025), best with regularisation; measured here: learns fastest "
+    "with random labels, but its online accuracy falls there",
+    "SVF": "published (Sun et al. 2025) for adapting frozen language models; not measured here",
+    "ForgettingAttention": "published (Lin et al. 2025) for long contexts; that it keeps plasticity is a claim",
+    "L2Init": "published (Kumar et al. 2023); measured here: keeps most of the loss away",
     "ShrinkAndPerturb": "published (Ash & Adams 2020); measured here: slows the loss",
 }
 

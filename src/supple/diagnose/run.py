@@ -190,7 +190,9 @@ def _meta(
     weak: list[str] = []
     compared = "nothing: without a reference no mechanism can be told from the way the network was built"
     if healthy is not None:
-        compared = f"{len(panel.twins)} twin(s) from the {healthy.kind} reference, {checked.samples} probe samples"
+        compared = (
+            f"{len(panel.twins)} twin(s) from the {healthy.kind} reference, {checked.samples} probe samples"
+        )
         if healthy.strength == "weak":
             weak.append(
                 "the reference resets parameters with PyTorch's defaults: a network that was initialised "
@@ -200,7 +202,9 @@ def _meta(
             weak.append("one stored state is the only twin: how twins differ is taken from the lab")
     if checked.samples < 64:
         weak.append(f"only {checked.samples} probe samples")
-    weak.append("churn barely moves until a network is dead; sigma_1 / sum sigma cannot tell 10 directions from 88")
+    weak.append(
+        "churn barely moves until a network is dead; sigma_1 / sum sigma cannot tell 10 directions from 88"
+    )
     return {
         "compared_with": compared,
         "reference": None if healthy is None else healthy.kind,
