@@ -15,19 +15,20 @@ THREE = (Mechanism.DEAD_UNITS, Mechanism.RANK_COLLAPSE, Mechanism.NTK_DEGENERATI
 _NOT_CBP = "continual backprop, the famous fix, does not address this: it resets units by low utility"
 _NEW_NETWORK = "needs a new network (supple.convert_ or a rebuild): trained weights are not carried over"
 
-#: what each line rests on: "measured here" are this project's small experiments (digits MLPs), the rest papers
+#: what each line rests on; "measured here" means this project's small experiments (MLPs on digits)
 GRADES = {
-    "ReGraMa": "published (Liu et al. 2025); measured here on MLPs with dead units: among the best of 12 methods",
+    "ReGraMa": "published (Liu et al. 2025); measured here on worn MLPs: among the best of 12 methods",
     "CReLU": "published (Abbas et al. 2023); measured here: best with random labels, behind resets with "
     "permuted inputs",
-    "SpectralRegularization": "published (Lewandowski et al. 2025): it prevents; measured here: a rank that is "
-    "already lost it hardly restores",
+    "SpectralRegularization": "published (Lewandowski et al. 2025): it prevents; measured here: a rank that "
+    "is lost already it hardly restores",
     "CChain": "published (Tang et al. 2025) in RL; measured here on supervised tasks: helps little, repairs "
     "nothing",
-    "DeepFourier": "published (Lewandowski et al. 2025), best with regularisation; measured here: learns fastest "
-    "with random labels, but its online accuracy falls there",
+    "DeepFourier": "published (Lewandowski et al. 2025), best with regularisation; measured here: learns "
+    "fastest with random labels, but its online accuracy falls there",
     "SVF": "published (Sun et al. 2025) for adapting frozen language models; not measured here",
-    "ForgettingAttention": "published (Lin et al. 2025) for long contexts; that it keeps plasticity is a claim",
+    "ForgettingAttention": "published (Lin et al. 2025) for long contexts; that it keeps plasticity is "
+    "a claim",
     "L2Init": "published (Kumar et al. 2023); measured here: keeps most of the loss away",
     "ShrinkAndPerturb": "published (Ash & Adams 2020); measured here: slows the loss",
 }
@@ -82,7 +83,8 @@ def _note(
     elif not present:
         words = "Nothing that was measured calls for a repair."
     if forgot:
-        words += " Forgetting is another matter: replay or regularise towards the old solution; resets make it worse."
+        words += " Forgetting is another matter: replay, or regularise towards the old solution; resets "
+        words += "make it worse."
     return words.strip()
 
 
@@ -152,7 +154,7 @@ def kernel_lines(finding: Finding, arch: Architecture) -> list[PrescriptionLine]
             level=1,
             cost="medium",
             evidence=GRADES["CChain"],
-            trigger="the kernel's cosine rises or its rank falls; larger batches and softer task switches first",
+            trigger="the kernel's cosine rises or its rank falls; first try larger batches",
             warning=_NOT_CBP + " and has no hold on the kernel",
             text="Penalise the change of outputs on inputs outside the batch.",
             layers=finding.layers,
