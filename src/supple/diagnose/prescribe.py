@@ -174,7 +174,7 @@ def growth_lines(finding: Finding, arch: Architecture) -> list[PrescriptionLine]
             cost="low",
             evidence=GRADES["L2Init"],
             trigger="weights keep growing from task to task",
-            warning="attached late, it pulls towards the weights of that moment unless the first ones are loaded",
+            warning="attached late, it pulls towards the weights of that moment, not the first ones",
             text="Regularise towards the initial weights. Not a row of the article's table.",
             layers=finding.layers,
         )
@@ -219,7 +219,7 @@ def all_three(arch: Architecture) -> PrescriptionLine:
 
 
 def ceiling(arch: Architecture) -> list[PrescriptionLine]:
-    """The last two rows of the table, each under its own trigger, where the architecture has a place for it."""
+    """The last two rows of the table, under their own triggers, where the architecture has a place."""
     lines = []
     if arch.language:
         lines.append(

@@ -71,7 +71,7 @@ def _beside(panel: Panel, instrument: str, variant: str, note: str = "") -> Evid
 
 
 def rank_collapse(panel: Panel) -> Finding:
-    """Effective rank, stable rank and sigma_1 / sum sigma of one hidden matrix must agree against the twin."""
+    """Effective rank, stable rank and sigma_1 / sum sigma of one hidden matrix must agree."""
     layers = panel.judged_layers(limit.SMALLEST_SIDE)
     if not layers:
         reason = f"no hidden weight matrix with {limit.SMALLEST_SIDE} or more directions"
@@ -86,7 +86,7 @@ def rank_collapse(panel: Panel) -> Finding:
     worst = min(usable, key=lambda j: j[2].statistic)
     shown = ill or [worst]
     evidence = [e for j in shown for e in (j[2].evidence, j[3].evidence, j[4].evidence)]
-    severity = _clip(1 - worst[2].statistic) if status is not Status.ABSENT else _clip(1 - worst[2].statistic)
+    severity = _clip(1 - worst[2].statistic)
     reason = f"lowest effective rank {worst[2].statistic:.0%} of the twin's, in {worst[0]}"
     return Finding(
         Mechanism.RANK_COLLAPSE, status, severity, tuple(j[0] for j in ill), tuple(evidence), reason=reason
@@ -110,7 +110,8 @@ def ntk_degeneration(panel: Panel, dead: Finding) -> Finding:
     status = all_of(cosine.status, rank.status)
     reference = cosine.evidence.reference
     severity = _clip(cosine.statistic / (1 - reference)) if reference < 1 else 0.0
-    reason = f"inputs pull the outputs with a mean cosine of {cosine.evidence.value:.2f}, {reference:.2f} in the twin"
+    value = cosine.evidence.value
+    reason = f"two inputs move the parameters with a mean cosine of {value:.2f}, {reference:.2f} in the twin"
     if (
         dead.status is Status.PRESENT
         and status is not Status.PRESENT
@@ -141,7 +142,8 @@ def saturation(panel: Panel) -> Finding:
     ill = [name for name, c in layers if c.status is Status.PRESENT]
     status = Status.PRESENT if ill else pooled.status
     severity = _clip(max([pooled.statistic, *(c.statistic for _, c in layers if c.status is Status.PRESENT)]))
-    reason = f"{pooled.evidence.value:.0%} of the bounded units sit at their ends, {pooled.evidence.reference:.0%} in the twin"
+    share, twin = pooled.evidence.value, pooled.evidence.reference
+    reason = f"{share:.0%} of the bounded units sit at their ends, {twin:.0%} in the twin"
     return Finding(
         Mechanism.SATURATION, status, severity, tuple(ill), (pooled.evidence, *shown), reason=reason
     )
@@ -191,7 +193,8 @@ def cloned_units(panel: Panel) -> Finding:
         for x in panel.hidden
         if panel.compare("cloned", limit.CLONED, x.name).statistic > limit.CLONED.value
     )
-    reason = f"{pooled.evidence.value:.0%} of the units have a near copy, {pooled.evidence.reference:.0%} in the twin"
+    share, twin = pooled.evidence.value, pooled.evidence.reference
+    reason = f"{share:.0%} of the units have a near copy, {twin:.0%} in the twin"
     return Finding(
         Mechanism.CLONED_UNITS,
         pooled.status,

@@ -1,8 +1,8 @@
 """A measured what-if: each candidate on copies of the network, over fresh probe tasks in sequence, paired.
 
-The network is trained on random-target tasks one after the other, as it would be in a stream; what counts is how
-well it learns the later ones, old answers and all. Every arm sees the same tasks, the same batches and the
-same fresh optimizer.
+The network is trained on random-target tasks one after the other, as it would be in a stream; what counts
+is how well it learns the later ones, old answers and all. Every arm sees the same tasks, the same batches
+and the same fresh optimizer.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Trial:
         return self.arms[0]
 
     def reorder(self, prescription: Prescription) -> Prescription:
-        """The prescription in the measured order; lines that were not measured keep their place at the end."""
+        """The prescription in the measured order; lines that were not measured come last."""
         order = {a.name: i for i, a in enumerate(self.arms) if not a.failed}
         lines = sorted(prescription.lines, key=lambda x: order.get(x.intervention, len(order)))
         note = f"Reordered by a trial on copies: best {self.best.name} ({self.best.score:.2f})."
@@ -113,8 +113,8 @@ def trial(
     """Measure what each candidate would do to the learning of new tasks, and rank them.
 
     Args:
-        model, optimizer, batch, loss_fn, forward: as for a diagnosis; nothing of them changes. The copies start
-            with a fresh optimizer of the same class and settings.
+        model, optimizer, batch, loss_fn, forward: as for a diagnosis; nothing of them changes. The copies
+            start with a fresh optimizer of the same class and settings.
         reference: needed for the candidate ``"restart"``, and for the default candidates.
         candidates: interventions, registered names, ``"nothing"`` or ``"restart"``; by default the live lines
             of the prescription, ContinualBackprop, nothing, and a restart. ``"nothing"`` is always measured.
@@ -217,10 +217,11 @@ class _Contest:
         room = self.budget / (LEAST_PAIRS * ROUNDS * len(self.arms) * second_per_step * 1.5)
         self.steps = int(min(STEPS, room))
         if self.steps < LEAST_STEPS:
+            needed = self.budget * LEAST_STEPS / max(self.steps, 1)
             raise InputError(
                 "the budget is too small for this trial",
                 found=f"{self.budget:g} s for {len(self.arms)} candidates, about {self.steps} steps per task",
-                do=f"raise budget to {self.budget * LEAST_STEPS / max(self.steps, 1):.0f} s, or pass fewer candidates",
+                do=f"raise budget to {needed:.0f} s, or pass fewer candidates",
             )
 
     def _task(self, index: int, round_: int) -> ProbeTask:
