@@ -72,21 +72,9 @@ def compare(
 
 
 def _judge(lo: float, hi: float, threshold: Threshold) -> Status:
-    if threshold.above:
-        return (
-            Status.PRESENT
-            if lo > threshold.value
-            else Status.ABSENT
-            if hi < threshold.value
-            else Status.INCONCLUSIVE
-        )
-    return (
-        Status.PRESENT
-        if hi < threshold.value
-        else Status.ABSENT
-        if lo > threshold.value
-        else Status.INCONCLUSIVE
-    )
+    if lo <= threshold.value <= hi:
+        return Status.INCONCLUSIVE
+    return Status.PRESENT if (lo > threshold.value) is threshold.above else Status.ABSENT
 
 
 def all_of(*statuses: Status) -> Status:

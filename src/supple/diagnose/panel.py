@@ -51,6 +51,7 @@ class Panel:
         """The statistic of one row against the twins."""
         known = self.errors.get((instrument, layer), 0.0) if error is None else error
         label = f"{instrument} ({variant})" if variant else instrument
+        row = self.row(instrument, layer, variant)
         return compare(
             label,
             self.value(instrument, layer, variant),
@@ -58,7 +59,7 @@ class Panel:
             threshold,
             error=known,
             layer=layer,
-            samples=self.samples,
+            samples=row.samples if row is not None else self.samples,
             note=note,
             decides=decides,
         )

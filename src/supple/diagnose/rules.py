@@ -32,6 +32,8 @@ def dead_units(panel: Panel) -> Finding:
     if status is not Status.PRESENT and ill:
         status = Status.PRESENT
     where = tuple(c.evidence.layer for c in layers if c.statistic > limit.GRAMA.value)
+    if status is Status.ABSENT:
+        where = ()
     severity = _clip(max([pooled.statistic, *(c.statistic for c in ill)]))
     beside = [
         _beside(panel, "dormant", "tau=0.025", "misses units behind skip connections"),
@@ -172,7 +174,7 @@ def weight_growth(panel: Panel) -> Finding:
         growth, growth - half, growth + half, 1.0, limit.WEIGHT_GROWTH.value, len(found),
         "samples: layers",
     )  # fmt: skip
-    where = tuple(f[0] for f in found if f[1] > limit.WEIGHT_GROWTH.value)
+    where = tuple(f[0] for f in found if f[1] > limit.WEIGHT_GROWTH.value and status is not Status.ABSENT)
     reason = f"the largest singular values are {growth:.1f} times the twin's (mean over layers)"
     return Finding(Mechanism.WEIGHT_GROWTH, status, _clip(1 - 1 / growth), where, (evidence,), reason=reason)
 
@@ -192,6 +194,7 @@ def cloned_units(panel: Panel) -> Finding:
         x.name
         for x in panel.hidden
         if panel.compare("cloned", limit.CLONED, x.name).statistic > limit.CLONED.value
+        and pooled.status is not Status.ABSENT
     )
     share, twin = pooled.evidence.value, pooled.evidence.reference
     reason = f"{share:.0%} of the units have a near copy, {twin:.0%} in the twin"

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 DEFAULT_BUDGET = 30.0
 MOST_TWINS = 5
 TWIN_SECONDS = 0.4  # after the first twin, more are looked at only within this time
-EXPLANATIONS = (Mechanism.RANK_COLLAPSE, Mechanism.NTK_DEGENERATION)
+EXPLANATIONS = (Mechanism.DEAD_UNITS, Mechanism.RANK_COLLAPSE, Mechanism.NTK_DEGENERATION)
 
 
 def run(
@@ -175,7 +175,7 @@ def _forgetting(
 
 
 def _without_loss(finding: Finding, loss: Finding) -> Finding:
-    """A rank or a kernel that looks ill while nothing of the learning is lost is not a cause of anything."""
+    """What looks ill while nothing of the learning is lost is not the cause of a loss: it is watched."""
     if loss.status is not Status.ABSENT or finding.status is not Status.PRESENT:
         return finding
     if finding.mechanism not in EXPLANATIONS:

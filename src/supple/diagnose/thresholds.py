@@ -38,9 +38,7 @@ STABLE_RANK = Threshold(
 #: sigma_1 / sum sigma of the same matrix must have risen too
 SIGMA_RATIO = Threshold(1.25, "ratio", True, 0.05, "cannot tell 10 directions from 88: never decides alone")
 #: mean off-diagonal cosine of the empirical tangent kernel
-NTK_COSINE = Threshold(
-    0.15, "excess", True, 0.06, f"healthy excess at most 0.12, ill from 0.2 (c = 4); {LAB}"
-)
+NTK_COSINE = Threshold(0.20, "excess", True, 0.06, f"healthy excess at most 0.12, ill (c = 4) 0.37; {LAB}")
 #: the same where dead units are present, which raise the cosine by themselves
 NTK_COSINE_WITH_DEAD = Threshold(
     0.40, "excess", True, 0.06, f"dead units alone raise it by up to 0.32; {LAB}"
