@@ -55,20 +55,27 @@ def compare(
     reference = fmean(known)
     spread = max(stdev(known) if len(known) > 2 else 0.0, threshold.spread)
     if threshold.form == "ratio":
-        relative = threshold.spread if reference == 0 else max(spread / abs(reference), threshold.spread)
-        statistic = value / reference if reference else math.nan
-        half = Z * math.hypot(relative, error / abs(reference) if reference else 0.0)
-        limit, around = threshold.value * reference, half * abs(reference)
+        statistic, lo, hi = _ratio(value, reference, spread, error, threshold.spread)
+        limit, bounds = threshold.value * reference, (lo * reference, hi * reference)
     else:
-        statistic, half = value - reference, Z * math.hypot(spread, error)
-        limit, around = threshold.value + reference, half
-    evidence = Evidence(
-        name, value, value - around, value + around, reference, limit, samples, note, layer, decides
-    )
+        half = Z * math.hypot(spread, error)
+        statistic, lo, hi = value - reference, value - reference - half, value - reference + half
+        limit, bounds = threshold.value + reference, (value - half, value + half)
+    evidence = Evidence(name, value, *bounds, reference, limit, samples, note, layer, decides)
     if math.isnan(statistic):
-        return Comparison(evidence, statistic, math.nan, math.nan, Status.INVALID, "the twin shows zero")
-    lo, hi = statistic - half, statistic + half
+        return Comparison(evidence, statistic, lo, hi, Status.INVALID, "the twin shows zero")
     return Comparison(evidence, statistic, lo, hi, _judge(lo, hi, threshold))
+
+
+def _ratio(
+    value: float, reference: float, spread: float, error: float, least: float
+) -> tuple[float, float, float]:
+    """value / reference with an interval that is symmetric in the logarithm: ratios are never negative."""
+    if reference <= 0:
+        return math.nan, math.nan, math.nan
+    relative = math.hypot(max(spread / reference, least), error / reference)
+    ratio = value / reference
+    return ratio, ratio * math.exp(-Z * relative), ratio * math.exp(Z * relative)
 
 
 def _judge(lo: float, hi: float, threshold: Threshold) -> Status:

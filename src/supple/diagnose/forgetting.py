@@ -94,9 +94,10 @@ def _error(r: Recall) -> float:
 def from_records(rows: Iterable[Record] | Records) -> list[Recall]:
     """Recalls from ``task_accuracy`` (else ``task_loss``) rows; the variant names the earlier task.
 
-    Best is the best value the run has seen on that task, naive the first value of the run on any task.
+    Best is the best value the run has seen on that task. What a network knows that never learned it is the
+    first loss seen on it, and for accuracies 0, which makes forgetting look smaller, not larger.
     """
-    table = [r for r in rows if r.instrument in INSTRUMENTS and math.isfinite(r.value)]
+    table = [r for r in rows if r.instrument in INSTRUMENTS]
     for instrument in INSTRUMENTS:
         chosen = [r for r in table if r.instrument == instrument]
         if chosen:
@@ -109,16 +110,17 @@ def _recalls(rows: list[Record], higher: bool) -> list[Recall]:
     for row in rows:
         series.setdefault(row.variant or row.task, []).append(row)
     best_of = max if higher else min
-    worst_of = min if higher else max
     current = rows[-1].task  # the task under way is not an earlier one
     found = []
     for name, steps in series.items():
         if name == current or len(steps) < 2:
             continue
-        values = [s.value for s in steps]
-        naive = 0.0 if higher else worst_of(values)
+        values = [s.value for s in steps if math.isfinite(s.value)]
+        if not values:
+            continue
+        naive = 0.0 if higher else values[0]
         note = f"best of {len(values)} measurements in the run"
-        found.append(Recall(name, values[-1], best_of(values), naive, higher, steps[-1].samples, note))
+        found.append(Recall(name, steps[-1].value, best_of(values), naive, higher, steps[-1].samples, note))
     return found
 
 

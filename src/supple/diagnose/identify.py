@@ -43,7 +43,7 @@ def identify(panel: Panel) -> tuple[Finding, ...]:
         return tuple(_without_twin(panel, m, reason) for m in MECHANISMS)
     rank = rules.rank_collapse(panel)
     dead = starved_by_rank(panel, rules.dead_units(panel), rank)
-    kernel = rules.ntk_degeneration(panel, dead)
+    kernel = rules.ntk_degeneration(panel)
     dead = silenced_by_kernel(panel, dead, kernel)
     found = (
         dead,
@@ -69,12 +69,13 @@ def starved_by_rank(panel: Panel, dead: Finding, rank: Finding) -> Finding:
 
 
 def silenced_by_kernel(panel: Panel, dead: Finding, kernel: Finding) -> Finding:
-    """Fewer dead units than carry a verdict, beside a kernel in common mode, are its by-product."""
-    if dead.status is not Status.INCONCLUSIVE or kernel.status is not Status.PRESENT:
+    """In a common mode some units always fire and the others never: these are its by-product."""
+    if dead.status not in (Status.PRESENT, Status.INCONCLUSIVE) or kernel.status is not Status.PRESENT:
         return dead
-    return dataclasses.replace(
-        dead, reason=f"{dead.reason}; the common mode of the kernel silences some units"
-    )
+    if panel.compare("always_on", limit.ALWAYS_ON).status is not Status.PRESENT:
+        return dead
+    reason = f"{dead.reason}; but most others always fire: a common mode splits the units"
+    return dataclasses.replace(dead, status=Status.INCONCLUSIVE, layers=(), reason=reason)
 
 
 def _without_twin(panel: Panel, mechanism: Mechanism, reason: str) -> Finding:

@@ -66,7 +66,7 @@ class Panel:
 
     def trouble(self, instrument: str, variant: str = "") -> tuple[Status, str]:
         """Why a pooled row has no value: its status and reason in the network, else in the twin."""
-        for whose, observation in (("", self.seen), ("on the twin: ", *self.twins[:1])):
+        for whose, observation in (("", self.seen), *(("on the twin: ", t) for t in self.twins[:1])):
             row = observation.records.last(instrument=instrument, layer="*", variant=variant)
             row = row or observation.records.last(instrument=instrument, layer="*")
             if row is not None and row.status != MEASURED:

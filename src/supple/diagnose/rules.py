@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from statistics import fmean
 
 from supple.diagnose import thresholds as limit
-from supple.diagnose.compare import Comparison, all_of
+from supple.diagnose.compare import Comparison, all_of, compare
 from supple.diagnose.panel import GRAMA_VARIANT, Panel, binomial_error
 from supple.diagnose.types import Evidence, Finding
 from supple.status import Mechanism, Status
@@ -102,28 +103,42 @@ def _rank_of(panel: Panel, layer: str) -> tuple[Status, Comparison, Comparison, 
     return all_of(effective.status, stable.status, ratio.status), effective, stable, ratio
 
 
-def ntk_degeneration(panel: Panel, dead: Finding) -> Finding:
-    """Mean cosine up and 99 % rank down in the tangent kernel, more than dead units alone would do."""
-    threshold = limit.NTK_COSINE_WITH_DEAD if dead.status is Status.PRESENT else limit.NTK_COSINE
-    cosine = panel.compare("ntk_mean_cosine", threshold)
+def ntk_degeneration(panel: Panel) -> Finding:
+    """Two inputs pull the same way, and few directions are left: more than dead units alone would do."""
+    known = _dead_excess(panel)
+    threshold = replace(limit.NTK_SPREAD, value=limit.NTK_SPREAD.value * (1 - known) ** limit.NTK_DEAD_POWER)
+    apart = compare(
+        "1 - ntk_mean_cosine",
+        1 - panel.value("ntk_mean_cosine"),
+        [1 - t for t in panel.of_twins("ntk_mean_cosine")],
+        threshold,
+        samples=_samples(panel, "ntk_mean_cosine"),
+    )
     rank = panel.compare("ntk_rank99", limit.NTK_RANK)
-    if not (cosine.usable and rank.usable):
+    if not (apart.usable and rank.usable):
         return _unmeasured(Mechanism.NTK_DEGENERATION, panel, "ntk_mean_cosine")
-    status = all_of(cosine.status, rank.status)
-    reference = cosine.evidence.reference
-    severity = _clip(cosine.statistic / (1 - reference)) if reference < 1 else 0.0
-    value = cosine.evidence.value
+    status = all_of(apart.status, rank.status)
+    severity = _clip(1 - apart.statistic)
+    value, reference = 1 - apart.evidence.value, 1 - apart.evidence.reference
     reason = f"two inputs move the parameters with a mean cosine of {value:.2f}, {reference:.2f} in the twin"
-    if (
-        dead.status is Status.PRESENT
-        and status is not Status.PRESENT
-        and cosine.statistic > limit.NTK_COSINE.value
-    ):
-        reason += "; dead units alone raise it this far"
-        status = Status.INCONCLUSIVE if cosine.statistic > 0.8 * threshold.value else Status.ABSENT
+    if status is not Status.PRESENT and apart.hi < limit.NTK_SPREAD.value:
+        reason += "; dead units alone bring it this far"
     churn = _beside(panel, "churn", "relative", "a weak detector: it barely moves until the network is dead")
-    evidence = (cosine.evidence, rank.evidence, *([churn] if churn else []))
+    evidence = (apart.evidence, rank.evidence, *([churn] if churn else []))
     return Finding(Mechanism.NTK_DEGENERATION, status, severity, (), evidence, reason=reason)
+
+
+def _dead_excess(panel: Panel) -> float:
+    """How many units more than in the twin are dead, unless a common mode (others always fire) made them."""
+    if panel.compare("always_on", limit.ALWAYS_ON).status is Status.PRESENT:
+        return 0.0
+    excess = panel.compare("grama", limit.GRAMA, variant=GRAMA_VARIANT).statistic
+    return _clip(excess) if excess == excess else 0.0
+
+
+def _samples(panel: Panel, instrument: str) -> int:
+    row = panel.row(instrument, "*")
+    return panel.samples if row is None else row.samples
 
 
 def saturation(panel: Panel) -> Finding:

@@ -37,14 +37,16 @@ STABLE_RANK = Threshold(
 )
 #: sigma_1 / sum sigma of the same matrix must have risen too
 SIGMA_RATIO = Threshold(1.25, "ratio", True, 0.05, "cannot tell 10 directions from 88: never decides alone")
-#: mean off-diagonal cosine of the empirical tangent kernel
-NTK_COSINE = Threshold(0.20, "excess", True, 0.06, f"healthy excess at most 0.12, ill (c = 4) 0.37; {LAB}")
-#: the same where dead units are present, which raise the cosine by themselves
-NTK_COSINE_WITH_DEAD = Threshold(
-    0.40, "excess", True, 0.06, f"dead units alone raise it by up to 0.32; {LAB}"
+#: 1 - mean off-diagonal cosine of the empirical tangent kernel: what sets two inputs apart
+NTK_SPREAD = Threshold(
+    0.55, "ratio", False, 0.10, f"healthy 0.8 or more, common mode c = 4 0.31 or less; {LAB}"
 )
+#: dead units lower it by themselves: the threshold is multiplied by (1 - excess of dead units) to this power
+NTK_DEAD_POWER = 2
 #: directions that hold 99 % of the kernel's trace
-NTK_RANK = Threshold(0.75, "ratio", False, 0.08, f"must have fallen too; {LAB}")
+NTK_RANK = Threshold(0.80, "ratio", False, 0.08, f"must have fallen too; {LAB}")
+#: share of units that always fire: with it, silent units are a by-product of a common mode
+ALWAYS_ON = Threshold(0.30, "excess", True, 0.05, f"common mode c = 10 0.5 or more, worn D2 below 0.1; {LAB}")
 #: share of tanh or sigmoid units that sit at their ends
 SATURATED = Threshold(0.30, "excess", True, 0.05, "chosen, not fitted: a third of the units more than fresh")
 #: geometric mean over layers of sigma_1
@@ -60,8 +62,8 @@ TABLE: dict[str, Threshold] = {
     "effective_rank": EFFECTIVE_RANK,
     "stable_rank": STABLE_RANK,
     "sigma_ratio": SIGMA_RATIO,
-    "ntk_mean_cosine": NTK_COSINE,
-    "ntk_mean_cosine beside dead units": NTK_COSINE_WITH_DEAD,
+    "1 - ntk_mean_cosine": NTK_SPREAD,
+    "always_on": ALWAYS_ON,
     "ntk_rank99": NTK_RANK,
     "saturated": SATURATED,
     "sigma_max": WEIGHT_GROWTH,
