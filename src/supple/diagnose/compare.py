@@ -53,12 +53,12 @@ def compare(
         empty = Evidence(name, value, samples=samples, layer=layer, note=why, decides=decides)
         return Comparison(empty, math.nan, math.nan, math.nan, Status.NOT_MEASURED, why)
     reference = fmean(known)
-    spread = max(stdev(known) if len(known) > 2 else 0.0, threshold.spread)
+    spread = stdev(known) if len(known) > 2 else 0.0
     if threshold.form == "ratio":
         statistic, lo, hi = _ratio(value, reference, spread, error, threshold.spread)
         limit, bounds = threshold.value * reference, (lo * reference, hi * reference)
     else:
-        half = Z * math.hypot(spread, error)
+        half = Z * math.hypot(max(spread, threshold.spread), error)
         statistic, lo, hi = value - reference, value - reference - half, value - reference + half
         limit, bounds = threshold.value + reference, (value - half, value + half)
     evidence = Evidence(name, value, *bounds, reference, limit, samples, note, layer, decides)
