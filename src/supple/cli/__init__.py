@@ -1,2 +1,1 @@
-"""The same from a shell: `supple demo`, `diagnose`, `scan`, `bench` and `report`.
-"""
+"""The same from a shell: `supple demo`, `diagnose`, `scan`, `bench` and `report`."""
