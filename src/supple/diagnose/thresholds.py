@@ -2,8 +2,8 @@
 
 All are relative to fresh twins on the same probe. An absolute constant alone never decides: a bottleneck, a
 leaky ReLU or a layer norm shows in the twin as well and cancels. ``spread`` is the standard deviation of the
-statistic between healthy fresh networks of one factory (relative to its mean for a ratio), used as a floor: few
-twins show it badly, one not at all.
+statistic between healthy fresh networks of one factory (relative to its mean for a ratio), used as a floor:
+few twins show it badly, one not at all.
 """
 
 from __future__ import annotations
