@@ -49,7 +49,15 @@ def dead_units(panel: Panel) -> Finding:
     reason = f"{share:.0%} of the hidden units get next to no gradient, {twin:.0%} in the twin"
     if status is Status.PRESENT and pooled.status is not Status.PRESENT:
         reason += f"; concentrated in {', '.join(c.evidence.layer for c in ill)}"
+    if status is Status.PRESENT and _fires(panel):
+        reason += "; but most of them fire: reset a moment ago, or bypassed by a skip connection"
     return Finding(Mechanism.DEAD_UNITS, status, severity, where, evidence, reason=reason)
+
+
+def _fires(panel: Panel) -> bool:
+    """Whether activations look as alive as the twin's."""
+    dormant = panel.compare("dormant", limit.GRAMA, variant="tau=0.025")
+    return dormant.usable and dormant.statistic < limit.GRAMA.value / 2
 
 
 def _dead_layers(panel: Panel) -> list[Comparison]:
