@@ -32,8 +32,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 EXTRAS = {
     "scipy", "sklearn", "pyarrow", "PIL", "gymnasium", "stable_baselines3", "minatar", "dm_control", "mujoco",
-    "ale_py", "procgen", "transformers", "peft", "lightning", "tensorboard", "wandb", "mlflow", "trackio", "ray",
-    "optuna", "tyro", "rich", "matplotlib", "jinja2",
+    "ale_py", "procgen", "transformers", "peft", "lightning", "tensorboard", "wandb", "mlflow", "trackio",
+    "ray", "optuna", "tyro", "rich", "matplotlib", "jinja2",
 }  # fmt: skip
 # joins of rooms that the map names, made inside functions only
 JOINS = {("observe", "api"), ("diagnose", "report"), ("diagnose", "api")}
@@ -107,7 +107,9 @@ def test_import_is_light_and_lazy() -> None:
         "import sys, torch; before = set(sys.modules); import supple; new = set(sys.modules) - before;"
         "print('\\n'.join(sorted(m for m in new)))"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert [m for m in out if not m.startswith("supple")] == []
     assert len(out) < 5
 

@@ -1,0 +1,155 @@
+"""A compact PPO for the fast suites: separate policy and value networks on a numpy batch environment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from supple.agents.rollout import Rollout, collect
+from supple.models import MLP
+
+
+class Env(Protocol):
+    """What the agent needs of an environment; see `supple.streams.rl`."""
+
+    @property
+    def observation_size(self) -> int: ...
+    @property
+    def actions(self) -> int: ...
+    @property
+    def copies(self) -> int: ...
+    def reset(self) -> npt.NDArray[np.float64]: ...
+    def step(self, actions: npt.NDArray[np.int64]) -> Any: ...
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Settings of the small continual CartPole suite; the Gym control settings of Tang et al. 2025
+    (arXiv 2506.00592) where they say (clip, entropy, gamma, lambda, reward scale, epochs), a shorter
+    budget elsewhere (width 64, learning rate 3e-3, minibatch 100)."""
+
+    hidden: tuple[int, ...] = (64, 64, 64)
+    activation: str = "leaky_relu"
+    learning_rate: float = 3e-3
+    steps_per_iteration: int = 800
+    minibatch: int = 100
+    epochs: int = 5
+    clip: float = 0.2
+    entropy: float = 0.01
+    value: float = 0.5
+    gamma: float = 0.99
+    trace: float = 0.95
+    reward_scale: float = 1 / 20
+
+
+@dataclass
+class Iteration:
+    """What one iteration showed."""
+
+    returns: tuple[float, ...]
+    entropy: float
+    max_logit: float
+    policy_loss: float
+    value_loss: float
+    updates: int = field(default=0)
+
+
+class ActorCritic(nn.Module):
+    """Two separate networks: policy logits (N, A) and values (N,)."""
+
+    def __init__(self, observations: int, actions: int, hidden: tuple[int, ...], activation: str) -> None:
+        super().__init__()
+        self.policy = MLP((observations, *hidden, actions), activation=activation)
+        self.value = MLP((observations, *hidden, 1), activation=activation)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.policy(x), self.value(x).squeeze(-1)
+
+
+class PPO:
+    """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347), clipped form.
+
+    The loop is open: ``agent.net``, ``agent.optimizer`` are ordinary objects that monitors and
+    interventions attach to. ``agent.generator`` drives every draw.
+
+    >>> from supple.streams.rl import VectorCartPole
+    >>> agent = PPO(VectorCartPole(copies=4), PPOConfig(steps_per_iteration=80, minibatch=40), seed=0)
+    >>> agent.iterate().updates
+    10
+    """
+
+    def __init__(self, env: Env, config: PPOConfig | None = None, seed: int = 0) -> None:
+        self.env, self.config = env, config or PPOConfig()
+        if self.config.steps_per_iteration % env.copies:
+            raise ValueError(
+                f"steps_per_iteration must be a multiple of the copies of the environment; found: "
+                f"{self.config.steps_per_iteration} and {env.copies}"
+            )
+        self.generator = torch.Generator().manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.net = ActorCritic(
+                env.observation_size, env.actions, self.config.hidden, self.config.activation
+            )
+        self.optimizer = self.fresh_optimizer()
+        self.observation = env.reset()
+
+    def fresh_optimizer(self) -> torch.optim.Optimizer:
+        """Adam at the configured learning rate over all parameters."""
+        return torch.optim.Adam(self.net.parameters(), lr=self.config.learning_rate, fused=True)
+
+    def iterate(self) -> Iteration:
+        """One rollout and the updates on it."""
+        c = self.config
+        rollout, self.observation = collect(
+            self.env,
+            self.net,
+            self.observation,
+            c.steps_per_iteration // self.env.copies,
+            self.generator,
+            scale=c.reward_scale,
+            gamma=c.gamma,
+            trace=c.trace,
+        )
+        return self.update(rollout)
+
+    def update(self, rollout: Rollout) -> Iteration:
+        """Epochs of clipped updates over shuffled minibatches."""
+        c = self.config
+        policy_loss = value_loss = entropy = torch.zeros(())
+        updates = 0
+        for _ in range(c.epochs):
+            order = torch.randperm(len(rollout.actions), generator=self.generator)
+            for rows in order.split(c.minibatch):
+                policy_loss, value_loss, entropy = self.losses(rollout, rows)
+                self.optimizer.zero_grad()
+                (policy_loss - c.entropy * entropy + c.value * value_loss).backward()
+                self.optimizer.step()
+                updates += 1
+        with torch.no_grad():
+            logits = self.net.policy(rollout.observations)
+        return Iteration(
+            rollout.returns,
+            float(torch.distributions.Categorical(logits=logits).entropy().mean()),
+            float(logits.abs().max()),
+            float(policy_loss.detach()),
+            float(value_loss.detach()),
+            updates,
+        )
+
+    def losses(self, rollout: Rollout, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(clipped surrogate, squared value error, entropy) of a minibatch."""
+        logits, values = self.net(rollout.observations[rows])
+        distribution = torch.distributions.Categorical(logits=logits, validate_args=False)
+        advantage = rollout.advantages[rows]
+        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        ratio = (distribution.log_prob(rollout.actions[rows]) - rollout.log_probs[rows]).exp()
+        clipped = ratio.clamp(1 - self.config.clip, 1 + self.config.clip)
+        surrogate = -torch.minimum(ratio * advantage, clipped * advantage).mean()
+        error = (values - rollout.targets[rows]).square().mean()
+        return surrogate, error, distribution.entropy().mean()

@@ -1,0 +1,220 @@
+"""Singular-value adapters (Transformer²): scale the singular values of frozen weights, nothing else.
+
+Shape letters: O outputs, I inputs, r = min(O, I) components.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from supple.errors import AttachError, InputError, StoreError
+
+Targets = Iterable[str] | Callable[[nn.Module, str], bool]
+FORMAT = "supple-svf-1"
+
+
+class SVFAdapter(nn.Module):
+    """One trainable vector z per adapted matrix: W' = U diag(σ ⊙ z) Vᵀ, z = 1 is the base model.
+
+    Sun, Cetin & Tang 2025 (arXiv 2501.06252). Computed as W x + U((σ (z - 1)) ⊙ Vᵀx), so that z = 1
+    gives the base model exactly; z is kept in float32. ``form="published"`` uses the authors' code
+    instead: m = σ(p), W' = U diag(σ m) Vᵀ · Σσ / Σ(σ m), p starting at N(0.1, 0.01²); any constant p is
+    the base model there, and no singular value can change sign.
+
+    The adapter is a module of its own: its parameters are the only trainable ones, the base model keeps
+    its class, its names and its state dict. Build it with `svf_`.
+    """
+
+    def __init__(self, layers: dict[str, nn.Linear], form: str = "plain") -> None:
+        super().__init__()
+        if form not in ("plain", "published"):
+            raise InputError(f"unknown form {form!r}", do='choose "plain" or "published"')
+        self.form = form
+        self.layers = dict(layers)  # a plain dict: the base model is not a part of the adapter
+        self.names = list(layers)
+        self.z = nn.ParameterList()
+        self._factors: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._merged: dict[str, Tensor] | None = None
+        self._frozen: list[tuple[nn.Parameter, bool]] = []
+        generator = torch.Generator().manual_seed(0)
+        for layer in layers.values():
+            u, s, vt = torch.linalg.svd(layer.weight.detach().double(), full_matrices=False)
+            device = layer.weight.device
+            self._factors.append(tuple(t.float().to(device) for t in (u, s, vt)))  # type: ignore[arg-type]
+            start = torch.ones(len(s))
+            if form == "published":
+                start = torch.empty(len(s)).normal_(0.1, 0.01, generator=generator)
+            self.z.append(nn.Parameter(start.to(device)))
+        self._hooks = [layer.register_forward_hook(self._hook(i)) for i, layer in enumerate(layers.values())]
+
+    # -- the formula ----------------------------------------------------------------------------
+    def scale(self, index: int) -> Tensor:
+        """(r,) factor on each singular value of the given matrix."""
+        z = self.z[index]
+        if self.form == "plain":
+            return z
+        s, mask = self._factors[index][1], torch.sigmoid(z)
+        return mask * s.sum() / (s * mask).sum()
+
+    def delta(self, name: str) -> Tensor:
+        """(O, I) what merging would add to the weight of the layer, float32."""
+        u, s, vt = self._factors[self.names.index(name)]
+        return (u * (s * (self.scale(self.names.index(name)) - 1))) @ vt
+
+    def _hook(self, index: int) -> Callable[..., Tensor | None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            if self._merged is not None:
+                return None
+            u, s, vt = self._factors[index]
+            low = F.linear(args[0], vt.to(args[0].dtype))
+            gain = (s * (self.scale(index) - 1)).to(low.dtype)
+            return output + F.linear(low * gain, u.to(low.dtype))
+
+        return hook
+
+    # -- merging --------------------------------------------------------------------------------
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Write the adapted weights into the base model; the base weights are kept for `unmerge`."""
+        if self._merged is not None:
+            raise AttachError("the adapter is merged already", do="call unmerge() first")
+        new = {n: (layer.weight.float() + self.delta(n)) for n, layer in self.layers.items()}
+        self._merged = {n: layer.weight.detach().clone() for n, layer in self.layers.items()}
+        for name, layer in self.layers.items():
+            layer.weight.copy_(new[name])
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Put the base weights back, bit for bit."""
+        if self._merged is None:
+            raise AttachError("the adapter is not merged", do="call merge() first")
+        for name, layer in self.layers.items():
+            layer.weight.copy_(self._merged[name])
+        self._merged = None
+
+    def detach(self) -> None:
+        """Remove the hooks and give the base parameters their requires_grad back."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        for parameter, flag in self._frozen:
+            parameter.requires_grad_(flag)
+        self._frozen = []
+
+    # -- disk -----------------------------------------------------------------------------------
+    def save(self, path: str | Path) -> None:
+        """Write z as safetensors, with the checksum of each base weight it fits."""
+        sums = {f"base:{n}": checksum(self._base(n)) for n in self.names}
+        tensors = {n: z.detach().cpu().contiguous() for n, z in zip(self.names, self.z, strict=True)}
+        save_file(tensors, str(path), metadata={"format": FORMAT, "form": self.form, **sums})
+
+    @torch.no_grad()
+    def load(self, path: str | Path) -> None:
+        """Read z; refuses a file of another form, other matrices, or another base."""
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                meta = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except Exception as error:
+            raise StoreError("cannot read the adapter", found=error, where=str(path)) from error
+        if meta.get("format") != FORMAT or meta.get("form") != self.form:
+            raise StoreError(
+                f"not a {self.form} singular-value adapter",
+                found=f"format {meta.get('format')!r}, form {meta.get('form')!r}",
+                where=str(path),
+            )
+        if set(tensors) != set(self.names):
+            raise StoreError(
+                "the adapter was made for other matrices",
+                found=f"{len(tensors)} of them; here: {len(self.names)}",
+                where=str(path),
+            )
+        for name, z in zip(self.names, self.z, strict=True):
+            if meta.get(f"base:{name}") != checksum(self._base(name)):
+                raise StoreError(
+                    "the adapter fits another base weight",
+                    found="a different checksum",
+                    where=name,
+                    do="load the base model it was trained on",
+                )
+            if tensors[name].shape != z.shape:
+                raise StoreError("the adapter has another size", found=tuple(tensors[name].shape), where=name)
+        for name, z in zip(self.names, self.z, strict=True):
+            z.copy_(tensors[name])
+
+    def _base(self, name: str) -> Tensor:
+        return self.layers[name].weight if self._merged is None else self._merged[name]
+
+
+def checksum(weight: Tensor) -> str:
+    """SHA-256 of dtype, shape and bytes of a weight."""
+    data = weight.detach().cpu().contiguous()
+    head = f"{data.dtype}{tuple(data.shape)}".encode()
+    return hashlib.sha256(head + data.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def svf_(model: nn.Module, targets: Targets | None = None, form: str = "plain") -> SVFAdapter:
+    """Adapt the model by singular-value vectors: its parameters are frozen, the returned adapter trains.
+
+    Args:
+        targets: endings of layer names (``["up_proj", "down_proj"]``), or ``filter(module, name)``;
+            None adapts every ``nn.Linear`` whose weight is used by nothing else.
+        form: ``"plain"`` or ``"published"``; see `SVFAdapter`.
+
+    Raises:
+        InputError: a target that is not a plain ``nn.Linear``, no match, or a weight that is tied,
+            parametrised or not finite; nothing has been changed then.
+
+    >>> net = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> adapter = svf_(net)
+    >>> sum(p.numel() for p in adapter.parameters())  # Σ min(m, n)
+    6
+    """
+    chosen = _choose(model, targets)
+    adapter = SVFAdapter(chosen, form)
+    adapter._frozen = [(p, p.requires_grad) for p in model.parameters()]
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return adapter
+
+
+def _choose(model: nn.Module, targets: Targets | None) -> dict[str, nn.Linear]:
+    names = None if targets is None or callable(targets) else tuple(targets)
+    uses: dict[int, int] = {}
+    for _, parameter in model.named_parameters(remove_duplicate=False):
+        uses[id(parameter)] = uses.get(id(parameter), 0) + 1
+    chosen: dict[str, nn.Linear] = {}
+    for name, module in model.named_modules():
+        if names is not None:
+            wanted = any(name == n or name.endswith("." + n) for n in names)
+        elif callable(targets):
+            wanted = bool(targets(module, name))
+        else:
+            wanted = type(module) is nn.Linear and uses[id(module.weight)] == 1
+        if wanted:
+            chosen[name] = _check(module, name, uses)
+    if not chosen:
+        raise InputError("no layer matches the targets", found=names or targets, do="name nn.Linear layers")
+    return chosen
+
+
+def _check(module: nn.Module, name: str, uses: dict[int, int]) -> nn.Linear:
+    """Refuse what cannot be adapted exactly."""
+    if not isinstance(module, nn.Linear) or hasattr(module, "parametrizations"):
+        raise InputError("only a plain nn.Linear can be adapted", found=type(module).__name__, where=name)
+    if uses.get(id(module.weight), 1) > 1:
+        raise InputError(
+            "the weight is shared with another layer", where=name, do="leave it out of the targets"
+        )
+    if not module.weight.is_floating_point() or not torch.isfinite(module.weight).all():
+        raise InputError("the weight is not finite floating point", found=module.weight.dtype, where=name)
+    return module
