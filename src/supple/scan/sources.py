@@ -2,7 +2,7 @@
 
 Understood: a ``.safetensors`` file; a folder with ``*.safetensors.index.json`` or one or more shards (a
 Hugging Face model folder is one); a ``.pt``, ``.pth`` or ``.bin`` state dict, read by
-``torch.load(weights_only=True)``; a folder of ``.bin`` shards. Every refusal is an `InputError` with the path.
+``torch.load(weights_only=True)``; a folder of ``.bin`` shards. A refusal is an `InputError` with the path.
 """
 
 from __future__ import annotations

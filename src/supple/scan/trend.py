@@ -1,7 +1,7 @@
 """Round against round: which matrices lose rank steadily, and how sure that is.
 
 For every matrix the pairs of rounds that move the wrong way are counted (Kendall's inversions). The exact
-one-sided p value under exchangeable rounds comes from the number of permutations with as few inversions; it is
+one-sided p value under exchangeable rounds comes from the number of orders with as few inversions; it is
 multiplied by the number of matrices (Bonferroni). Training breaks exchangeability in many ways, so a small p
 says *drift in one direction*, and the size of the change says whether it matters.
 """
