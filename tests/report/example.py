@@ -50,14 +50,16 @@ def diagnosis(worn: bool, seed: int = 0) -> DiagnosisReport:
     status = Status.PRESENT if worn else Status.ABSENT
     return DiagnosisReport(
         findings=(
-            Finding(Mechanism.PLASTICITY_LOSS, status, 0.6 if worn else 0.0, reason="learns slower than its twin",
-                    evidence=(Evidence("trainability", 0.4, 0.35, 0.45, reference=0.7, samples=5),)),
+            Finding(
+                Mechanism.PLASTICITY_LOSS, status, 0.6 if worn else 0.0, reason="learns slower than its twin",
+                evidence=(Evidence("trainability", 0.4, 0.35, 0.45, reference=0.7, samples=5),),
+            ),
             Finding(Mechanism.DEAD_UNITS, status, 0.4 if worn else 0.0, LAYERS[1:] if worn else (), (
-                Evidence("grama", share, share - 0.05, share + 0.05, 0.02, 0.1, 256, "pre-activation, tau 0.1"),
+                Evidence("grama", share, share - 0.05, share + 0.05, 0.02, 0.1, 256, "pre-activation"),
                 Evidence("grama", share, layer="fc2", reference=0.02, samples=256),
                 Evidence("dormant", share / 2, reference=0.01, samples=256, decides=False),
             ), "Reset the units without gradient.", "more units without gradient than the twin"),
-            Finding(Mechanism.RANK_COLLAPSE, Status.INCONCLUSIVE, reason="the interval straddles the threshold"),
+            Finding(Mechanism.RANK_COLLAPSE, Status.INCONCLUSIVE, reason="straddles the threshold"),
             Finding(Mechanism.CLONED_UNITS, Status.NOT_MEASURED, reason="fewer samples than units"),
         ),
         coverage=Coverage((
@@ -65,13 +67,15 @@ def diagnosis(worn: bool, seed: int = 0) -> DiagnosisReport:
             LayerCoverage("odd", "Embedding", 100, False, "not called on the probe <b>"),
         )),
         prescription=Prescription((
-            PrescriptionLine(Mechanism.DEAD_UNITS, "ReGraMa", {"every": "task", "tau": 0.1}, evidence="published",
-                             trigger="units without gradient", text="Resets them once per task.",
-                             warning="C-CHAIN does not revive units.", layers=LAYERS[1:]),
+            PrescriptionLine(
+                Mechanism.DEAD_UNITS, "ReGraMa", {"every": "task", "tau": 0.1}, evidence="published",
+                trigger="units without gradient", text="Resets them once per task.",
+                warning="C-CHAIN does not revive units.", layers=LAYERS[1:],
+            ),
         ), "from the table") if worn else Prescription(),
         records=Records(rows),
         arrays=arrays,
-        sources=(Source(Mechanism.DEAD_UNITS, "activation", "plain ReLU has no gradient below zero"),) if worn else (),
+        sources=(Source(Mechanism.DEAD_UNITS, "activation", "ReLU: no gradient below zero"),) if worn else (),
         meta={"reference": "factory", "samples": 256},
     )  # fmt: skip
 
@@ -95,7 +99,7 @@ def story() -> Story:
         ),
         worn=tuple(diagnosis(True, s) for s in SEEDS),
         fresh=tuple(diagnosis(False, s) for s in SEEDS),
-        spectra={name: (early, late) for name in LAYERS},
+        spectra=dict.fromkeys(LAYERS, (early, late)),
         facts=(("supple", "0.1.0"), ("seeds", "0, 1, 2")),
         command="supple demo --seeds 3",
     )
