@@ -40,13 +40,26 @@ def optimizer_list(optimizer: Optimizers) -> list[Optimizer]:
     return items
 
 
-class Handle(abc.ABC):
+def skips(optimizer: Optimizer) -> bool:
+    """Whether this call of ``step`` will move nothing: a fused optimizer was told of infinite gradients.
+
+    With a fused optimizer, ``GradScaler.step`` calls ``optimizer.step`` even then, and the kernel leaves
+    the parameters alone; such a step does not count.
+    """
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found.item())
+
+
+class Handle:
     """An attached intervention: the hooks, the state, the log.
 
     Subclasses implement `_before_step` and `_after_step` (either may do nothing), and put every piece
     of state that influences a later step into `_state` / `_load_state`. With several optimizers the
     handle follows the first one's steps for its clock and sees all of them in `_before_step`.
     """
+
+    #: a closure recomputes the gradients after the pre-hook; only a handle that adds none may allow it
+    refuses_closure: bool = True
 
     def __init__(self, intervention: Intervention, model: nn.Module, optimizer: Optimizers) -> None:
         self.intervention = intervention
@@ -79,7 +92,7 @@ class Handle(abc.ABC):
     # -- hooks ----------------------------------------------------------------------------------
     def _pre(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         closure = kwargs.get("closure") or next((a for a in args if callable(a)), None)
-        if closure is not None:
+        if closure is not None and self.refuses_closure:
             raise AttachError(
                 f"{self.intervention.name} cannot act in optimizer.step(closure)",
                 found="a closure, which recomputes the gradients after this hook",
@@ -90,9 +103,12 @@ class Handle(abc.ABC):
                 f"the parameters of the optimizer changed after {self.intervention.name} was attached",
                 do="detach the handle and attach the intervention again",
             )
-        self._before_step(optimizer)
+        if not skips(optimizer):
+            self._before_step(optimizer)
 
     def _post(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if skips(optimizer):
+            return
         self._after_step(optimizer)
         if optimizer is self.optimizers[0]:
             self.step += 1
@@ -180,6 +196,15 @@ class Intervention(abc.ABC):
         """Name and hyper-parameters as plain types."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {"name": self.name, **{k: v if not callable(v) else repr(v) for k, v in fields.items()}}
+
+
+def check_schedule(every: Schedule) -> None:
+    """A positive number of steps, a callable step -> bool, or "task"; anything else is an `InputError`."""
+    whole = isinstance(every, int) and not isinstance(every, bool) and every > 0
+    if not (whole or every == "task" or callable(every)):
+        raise InputError(
+            "a schedule is a positive number of steps, a callable or 'task'", found=every, where="every"
+        )
 
 
 _REGISTRY: dict[str, type[Intervention]] = {}
