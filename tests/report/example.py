@@ -27,9 +27,10 @@ def arm(
     at = curve(start, end)
     online = tuple(tuple(at(s, t) for t in range(TASKS)) for s in SEEDS)
     gone = curve(*dead) if dead else None
-    lost = tuple(tuple(max(0.0, gone(s, t)) if gone else math.nan for t in range(TASKS)) for s in SEEDS)
+    at_tasks = (1, 10, 20, 30, TASKS)
+    lost = tuple(tuple(max(0.0, gone(s, t - 1)) if gone else math.nan for t in at_tasks) for s in SEEDS)
     return Arm(key, key, role, "tau 0.1, once per task" if role == "prescribed" else "", online, lost,
-               tuple(memory + 0.01 * s for s in SEEDS))  # fmt: skip
+               at_tasks, tuple(memory + 0.01 * s for s in SEEDS))  # fmt: skip
 
 
 def diagnosis(worn: bool, seed: int = 0) -> DiagnosisReport:

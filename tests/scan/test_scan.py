@@ -112,7 +112,8 @@ def test_grouped_queries_and_gates_follow_the_config(tmp_path: Path) -> None:
     found = parts(tmp_path, state, config)
     sizes = {k: v.shape[0] for k, v in found.items() if isinstance(v, torch.Tensor)}
     assert sizes == {
-        "l.qkv_proj/q": 8, "l.qkv_proj/k": 4, "l.qkv_proj/v": 4, "l.gate_up_proj/gate": 5, "l.gate_up_proj/up": 5,
+        "l.qkv_proj/q": 8, "l.qkv_proj/k": 4, "l.qkv_proj/v": 4, "l.gate_up_proj/gate": 5,
+        "l.gate_up_proj/up": 5,
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What a command says and where: results on stdout, progress on stderr, live on a terminal and plain elsewhere."""
+"""What a command says and where: results on stdout; progress on stderr, live on a terminal, else plain."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def emit_json(table: Mapping[str, Any], target: str | None) -> None:
+def emit_json(table: Mapping[str, Any], target: Path | None) -> None:
     """The table as JSON into a file, or onto stdout for ``-``; nothing without a target."""
     if target is None:
         return
     text = json.dumps(table, indent=1, allow_nan=False)
-    if target == "-":
+    if str(target) == "-":
         say(text)
     else:
         write_text(target, text + "\n")
@@ -61,14 +61,13 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """One bar for one piece of work of a known size, with the time left.
+    """One bar, from 0 to 1, with the time left.
 
     On a terminal a live bar of `rich`; elsewhere a plain line every few seconds and one at the end.
     """
 
-    def __init__(self, title: str, total: float, done: float = 0.0) -> None:
-        self.title, self.total, self.done = title, total, done
-        self._first = done  # what an earlier process did says nothing about today's speed
+    def __init__(self, title: str) -> None:
+        self.title = title
         self._started = self._spoken = time.monotonic()
         self._bar: Any = None
         self._task: Any = None
@@ -84,33 +83,18 @@ class Progress:
                 TextColumn("{task.fields[left]}"), TextColumn("[dim]{task.fields[detail]}"),
             )  # fmt: skip
             self._bar = Bar(*columns, console=Console(stderr=True))
-            self._task = self._bar.add_task(
-                self.title, total=self.total, completed=self.done, left="", detail=""
-            )
+            self._task = self._bar.add_task(self.title, total=1.0, left="", detail="")
             self._bar.start()
         return self
 
-    def update(self, done: float, detail: str = "") -> None:
-        """Set how much is done; ``detail`` is shown beside it."""
-        self.done = done
+    def update(self, fraction: float, detail: str = "", left: float | None = None) -> None:
+        """Set how much is done; ``left`` in seconds, None while it is unknown."""
+        remaining = "" if left is None else f"{duration(left)} left"
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, left=self.left(), detail=detail)
+            self._bar.update(self._task, completed=fraction, left=remaining, detail=detail)
         elif time.monotonic() - self._spoken >= PLAIN_EVERY:
             self._spoken = time.monotonic()
-            note(self.line(detail))
-
-    def left(self) -> str:
-        """Time left at the speed so far, or nothing while that is unknown."""
-        gained = self.done - self._first
-        elapsed = time.monotonic() - self._started
-        if gained <= 0 or elapsed < 1:
-            return ""
-        return f"{duration(elapsed / gained * (self.total - self.done))} left"
-
-    def line(self, detail: str = "") -> str:
-        share = self.done / self.total if self.total else 1.0
-        parts = [f"{self.title}: {share:.0%}", self.left(), detail]
-        return ", ".join(p for p in parts if p)
+            note(", ".join(p for p in (f"{self.title}: {fraction:.0%}", remaining, detail) if p))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

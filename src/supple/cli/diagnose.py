@@ -20,7 +20,7 @@ class Diagnose:
 
     model: str
     """pkg.module:function that builds the model (the current folder is searched first)."""
-    checkpoint: str
+    checkpoint: Path
     """Weights: .safetensors, .pt, .pth or .bin (tensors only), or a model folder."""
     probe: str
     """pkg.module:name of (inputs, targets), or of a function that returns them. Held out."""
@@ -31,9 +31,9 @@ class Diagnose:
     initial or round-0 weights. Default: factory."""
     budget: float | None = None
     """Seconds for learning fresh probe tasks (step 0); 0 leaves it out. Default: 30."""
-    json: str | None = None
+    json: Path | None = None
     """Write the whole report as JSON to this file, or to stdout with -."""
-    html: str | None = None
+    html: Path | None = None
     """Write one offline HTML page to this file."""
     fail_on: Literal["present", "inconclusive", "never"] = "never"
     """Exit with 1 when a finding has this status (inconclusive counts present too)."""
@@ -53,7 +53,7 @@ class Diagnose:
         batch, loss = loading.probe(self.probe), loading.loss(self.loss)
         note(f"diagnosing {self.checkpoint} …")
         report = api.diagnose(model, batch, loss, reference=healthy, budget=self.budget)
-        if self.json != "-":
+        if str(self.json) != "-":
             say(str(report))
         emit_json(report.to_dict(), self.json)
         if self.html is not None:
@@ -62,12 +62,11 @@ class Diagnose:
         return int(any(f.status in bad for f in report.findings))
 
 
-def check_target(target: str | None) -> None:
+def check_target(target: Path | None) -> None:
     """Refuse an output path that cannot be written, before any work is done."""
-    if target is None or target == "-":
+    if target is None or str(target) == "-":
         return
-    path = Path(target)
-    if path.is_dir():
-        raise InputError("the output path is a folder", where=target, do="name a file")
-    if not path.parent.is_dir():
-        raise InputError("there is no such folder to write into", where=str(path.parent))
+    if target.is_dir():
+        raise InputError("the output path is a folder", where=str(target), do="name a file")
+    if not target.parent.is_dir():
+        raise InputError("there is no such folder to write into", where=str(target.parent))

@@ -1,4 +1,4 @@
-"""What a command line names, found and checked: objects by ``pkg.module:name``, weights by path, a probe, a loss."""
+"""What a command line names, found and checked: objects by ``pkg.module:name``, weights, a probe, a loss."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from supple.errors import InputError
@@ -63,7 +64,15 @@ def called(function: Callable[..., Any], option: str, spec: str) -> Any:
     """Call user code that takes no arguments; what it raises becomes one message."""
     try:
         return function()
-    except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise InputError(f"{option}: {spec}() failed", found=_brief(error)) from error
 
 
@@ -103,8 +112,8 @@ def _check_values(name: str, tensor: Tensor) -> None:
         )
 
 
-def load_weights(model: nn.Module, path: str) -> dict[str, Tensor]:
-    """Load a checkpoint into the model after every name and shape was compared; nothing happens on a mismatch."""
+def load_weights(model: nn.Module, path: str | Path) -> dict[str, Tensor]:
+    """Load a checkpoint into the model once every name and shape agrees; nothing happens on a mismatch."""
     from supple.scan import read_state
 
     state = strip_prefix(read_state(path), model)
@@ -124,12 +133,12 @@ def load_weights(model: nn.Module, path: str) -> dict[str, Tensor]:
         raise InputError(
             "the checkpoint does not fit the model",
             found="; ".join(parts),
-            where=path,
+            where=str(path),
             do="build the model that was saved",
         )
     bad = sorted(k for k, v in state.items() if not bool(v.isfinite().all()))
     if bad:
-        raise InputError("the checkpoint holds NaN or Inf", found=", ".join(bad[:SHOWN]), where=path)
+        raise InputError("the checkpoint holds NaN or Inf", found=", ".join(bad[:SHOWN]), where=str(path))
     model.load_state_dict(state)
     return state
 

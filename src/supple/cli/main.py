@@ -51,16 +51,18 @@ def parse(argv: Sequence[str] | None) -> Any:
     from supple.cli.report import Report
     from supple.cli.scan import Scan
 
-    sub = tyro.conf.subcommand
+    sub, positional = tyro.conf.subcommand, tyro.conf.PositionalRequiredArgs
     bench = (
-        Annotated[BenchList, sub("list")] | Annotated[BenchRun, sub("run")] | Annotated[BenchReport, sub("report")]
+        Annotated[BenchList, sub("list")]
+        | Annotated[positional[BenchRun], sub("run")]
+        | Annotated[positional[BenchReport], sub("report")]
     )
     commands = (
         Annotated[Demo, sub("demo")]
         | Annotated[Diagnose, sub("diagnose")]
-        | Annotated[Scan, sub("scan")]
+        | Annotated[positional[Scan], sub("scan")]
         | Annotated[bench, sub("bench", description="Compare methods on protocols: list, run, report.")]
-        | Annotated[Report, sub("report")]
+        | Annotated[positional[Report], sub("report")]
     )
     return tyro.cli(
         commands,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from supple.cli.diagnose import MECHANISMS_THAT_FAIL, check_target
@@ -20,7 +21,7 @@ class Scan:
     on. Exit status: 0, 1 (a finding at or above --fail-on), 2 (a file could not be read).
     """
 
-    checkpoints: tuple[str, ...] = ()
+    checkpoints: tuple[Path, ...]
     """.safetensors, .pt, .pth or .bin files, or model folders; rounds in order, the oldest first."""
     instruments: str = "all"
     """Names separated by commas, or all."""
@@ -28,7 +29,7 @@ class Scan:
     """Measure embedding tables too."""
     budget: float | None = None
     """Seconds; what is not reached by then is listed as not measured."""
-    json: str | None = None
+    json: Path | None = None
     """Write everything as JSON to this file, or to stdout with -."""
     fail_on: Literal["present", "inconclusive", "never"] = "never"
     """Exit with 1 when a finding has this status (inconclusive counts present too)."""
@@ -40,7 +41,7 @@ class Scan:
             raise InputError("no checkpoint was named", do="supple scan CKPT [CKPT …]")
         check_target(self.json)
         report = self._measure()
-        if self.json != "-":
+        if str(self.json) != "-":
             say(str(report))
         emit_json(report.to_dict(), self.json)
         if report.failures:
@@ -58,12 +59,14 @@ class Scan:
 
         names = "all" if self.instruments == "all" else tuple(self.instruments.split(","))
         place = {}
-        with Progress("scanning", len(self.checkpoints)) as bar:
+        with Progress("scanning") as bar:
 
             def progress(label: str, done: int) -> None:
                 place.setdefault(label, len(place))
                 # The number of matrices is known only at the end of a file; a part of it counts by halves.
-                bar.update(place[label] + done / (done + 1), f"{label}, {done} matrices")
+                bar.update(
+                    (place[label] + done / (done + 1)) / len(self.checkpoints), f"{label}, {done} matrices"
+                )
 
             report = scan(
                 self.checkpoints,
@@ -72,5 +75,4 @@ class Scan:
                 budget=self.budget,
                 progress=progress,
             )
-            bar.update(len(self.checkpoints))
         return report

@@ -42,7 +42,10 @@ def accuracy(story: Story) -> Svg:
         heading,
         caption,
         "online accuracy",
-        lambda a: a.online,
+        lambda a: (
+            range(1, story.tasks + 1),
+            [running_mean(seed, _width(story.tasks)) for seed in a.online],
+        ),
         ("method", f"first {story.window} tasks", f"last {story.window} tasks", "settings"),
         rows,
     )
@@ -52,25 +55,25 @@ def dead(story: Story) -> Svg:
     """Dead units over tasks, by method."""
     arms = [a for a in story.ordered if any(not math.isnan(v) for seed in a.dead for v in seed)]
     worn = story.arm("worn")
-    late = worn.late_dead(story.window) if worn is not None else Spread.of([])
+    late = worn.last_dead() if worn is not None else Spread.of([])
     heading = (
         f"{late.mean:.0%} of the plain network's hidden units are dead at the end"
         if late.count
         else "Dead units, task by task"
     )
     caption = (
-        "Share of hidden units that answer to no sample of a probe batch of the task at hand, over tasks, "
-        f"{_smoothing(story.tasks)}. Methods without hidden ReLU units are left out."
+        "Share of hidden units that answer to no sample of a probe batch of the task at hand, measured after "
+        "some of the tasks. Methods without hidden ReLU units are left out."
     )
-    rows = tuple((a.title, str(a.late_dead(story.window))) for a in arms)
+    rows = tuple((a.title, str(a.last_dead())) for a in arms)
     return _curves(
         story,
         "dead",
         heading,
         caption,
         "dead units",
-        lambda a: a.dead,
-        ("method", f"last {story.window} tasks"),
+        lambda a: (a.dead_tasks, list(a.dead)),
+        ("method", f"after task {story.tasks}"),
         rows,
         arms,
     )
@@ -82,14 +85,14 @@ def _curves(
     heading: str,
     caption: str,
     axis: str,
-    take: Callable[[Arm], Sequence[Sequence[float]]],
+    take: Callable[[Arm], tuple[Sequence[int], list[Sequence[float]]]],
     columns: tuple[str, ...],
     rows: tuple[tuple[str, ...], ...],
     arms: Sequence[Arm] | None = None,
 ) -> Svg:
     with figure(height=4.2) as (drawn, (ax,)):
         for arm in arms if arms is not None else story.ordered:
-            _draw(ax, take(arm), arm, story.tasks)
+            _draw(ax, *take(arm), arm)
         ax.set_xlabel("task")
         ax.set_ylabel(axis)
         ax.set_ylim(0, None if name == "dead" else 1)
@@ -98,10 +101,9 @@ def _curves(
         return Svg(name, to_svg(drawn, name, heading), heading, caption, columns, rows)
 
 
-def _draw(ax: Axes, seeds: Sequence[Sequence[float]], arm: Arm, tasks: int) -> None:
-    smooth = [running_mean(seed, _width(tasks)) for seed in seeds]
-    spreads = [Spread.of(values) for values in zip(*smooth, strict=True)]
-    x = list(range(1, len(spreads) + 1))
+def _draw(ax: Axes, tasks: Sequence[int], seeds: Sequence[Sequence[float]], arm: Arm) -> None:
+    spreads = [Spread.of(values) for values in zip(*seeds, strict=True)]
+    x = list(tasks)[: len(spreads)]
     style = look(ROLE_PLACE[arm.role])
     ax.plot(x, [s.mean for s in spreads], label=arm.title, **style)
     ax.fill_between(

@@ -45,7 +45,11 @@ class Spread:
 
 @dataclass(frozen=True)
 class Arm:
-    """One method on the stream; ``online`` and ``dead`` are seeds x tasks, ``stability`` one value a seed."""
+    """One method on the stream.
+
+    ``online`` is seeds x tasks, ``dead`` seeds x measured tasks (``dead_tasks``, from 1), ``stability``
+    one value a seed.
+    """
 
     key: str
     title: str
@@ -53,6 +57,7 @@ class Arm:
     settings: str = ""
     online: tuple[tuple[float, ...], ...] = ()
     dead: tuple[tuple[float, ...], ...] = ()
+    dead_tasks: tuple[int, ...] = ()
     stability: tuple[float, ...] = ()
 
     def late(self, window: int) -> Spread:
@@ -63,8 +68,9 @@ class Arm:
         """Online accuracy, mean of the first ``window`` tasks, over seeds."""
         return Spread.of([tail_mean(seed[:window], window) for seed in self.online])
 
-    def late_dead(self, window: int) -> Spread:
-        return Spread.of([tail_mean(seed, window) for seed in self.dead])
+    def last_dead(self) -> Spread:
+        """Dead units when measured last, over seeds."""
+        return Spread.of([seed[-1] for seed in self.dead if seed])
 
 
 def tail_mean(values: Sequence[float], window: int) -> float:
@@ -81,7 +87,7 @@ def tail_mean(values: Sequence[float], window: int) -> float:
 class Story:
     """Everything the demo's page shows.
 
-    ``worn`` and ``fresh`` hold one diagnosis a seed; ``spectra`` maps a layer to its singular values before
+    ``worn`` and ``fresh`` hold one diagnosis a seed; ``spectra`` maps a layer to its singular values after
     the first and after the last task (first seed); ``facts`` are lines on how to reproduce the run.
     """
 

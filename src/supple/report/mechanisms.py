@@ -114,7 +114,7 @@ def _units_heading(worn: Sequence[DiagnosisReport], layers: Sequence[str]) -> st
     return f"In {layer}, GraMa finds {grama:.0%} of the units without gradient; τ-dormant finds {dormant:.0%}"
 
 
-def spectra(pairs: Spectra, names: tuple[str, str] = ("before the first task", "after the last task")) -> Svg:
+def spectra(pairs: Spectra, names: tuple[str, str] = ("after the first task", "after the last task")) -> Svg:
     """Singular values of each weight matrix, early and late, on a logarithmic scale."""
     rows = []
     for layer, both in pairs.items():
