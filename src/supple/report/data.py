@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from supple.diagnose.types import DiagnosisReport, plain
+from supple.errors import InputError
 
 #: the roles of the story, in the order in which they are told
 ROLES = ("worn", "reference", "prescribed", "famous", "mismatched", "linear")
@@ -72,6 +73,19 @@ class Arm:
         """Dead units when measured last, over seeds."""
         return Spread.of([seed[-1] for seed in self.dead if seed])
 
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Arm:
+        """From `Story.to_dict`, whose derived figures are left out."""
+        table = {f.name: row[f.name] for f in dataclasses.fields(cls)}
+        for name in ("online", "dead"):
+            table[name] = tuple(_floats(seed) for seed in table[name])
+        table |= {"dead_tasks": tuple(table["dead_tasks"]), "stability": _floats(table["stability"])}
+        return cls(**table)
+
+
+def _floats(values: Sequence[float | None]) -> tuple[float, ...]:
+    return tuple(math.nan if v is None else float(v) for v in values)
+
 
 def tail_mean(values: Sequence[float], window: int) -> float:
     """Mean of the last ``window`` values; NaN when there is none.
@@ -128,3 +142,25 @@ class Story:
             for arm in self.ordered
         ]
         return plain({**table, "arms": arms})
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any], diagnoses: Mapping[str, Any]) -> Story:
+        """Inverse of `to_dict`, the diagnoses being those of the file beside it."""
+        try:
+            return cls(
+                setting=row["setting"],
+                stream=row["stream"],
+                tasks=row["tasks"],
+                seeds=tuple(row["seeds"]),
+                window=row["window"],
+                arms=tuple(Arm.from_dict(a) for a in row["arms"]),
+                worn=tuple(DiagnosisReport.from_dict(r) for r in diagnoses["worn"]),
+                fresh=tuple(DiagnosisReport.from_dict(r) for r in diagnoses["fresh"]),
+                spectra={k: (_floats(a), _floats(b)) for k, (a, b) in row["spectra"].items()},
+                facts=tuple((k, v) for k, v in row["facts"]),
+                command=row["command"],
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                "this is no report.json of a demo", found=f"{type(error).__name__}: {error}"
+            ) from error
