@@ -183,3 +183,26 @@ def test_small_helpers() -> None:
     assert math.isnan(tail_mean([], 3))
     empty = Arm("x", "x", "worn")
     assert empty.late(3).count == 0
+
+
+def test_many_layers_still_fit() -> None:
+    many = {f"block{i}.fc": ([3.0, 2.0, 1.0], [3.0 + i, 1.0, 0.5]) for i in range(12)}
+    drawing = spectra(many)
+    assert "4 most concentrated of 12" in drawing.caption
+    assert len(drawing.rows) == 24
+    assert all(f"block{i}.fc" in drawing.markup for i in (8, 9, 10, 11))
+    one_sided = spectra({"fc": ([], [2.0, 1.0, 1.0])}, ("fresh network", "this network"))
+    assert "fresh network" not in one_sided.markup
+    assert "σ1/Σσ = 0.500" in one_sided.heading
+
+
+def test_an_unmeasured_layer_does_not_look_healthy() -> None:
+    report = diagnosis(True)
+    rows = [
+        dataclasses.replace(r, status="not_measured", value=math.nan) if r.layer == "fc2" else r
+        for r in report.records
+    ]
+    drawing = units([dataclasses.replace(report, records=type(report.records)(rows))])
+    assert drawing is not None
+    assert drawing.markup.count("not measured") == 2
+    assert [row[2] for row in drawing.rows if row[0] == "fc2"] == ["not measured"] * 2

@@ -19,6 +19,8 @@ UNIT_MEASURES = (
     ("τ-dormant (activation), τ 0.1", "dormant", "tau=0.1"),
     ("GraMa (gradient), τ 0.1", "grama", "preactivation,tau=0.1"),
 )
+#: more matrices than this do not fit beside each other; more layer names than this are written upright
+PANELS, LEVEL_NAMES = 4, 8
 KERNEL_MEASURES = (
     ("ntk_rank99", "directions with 99 % of the kernel"),
     ("ntk_effective_rank", "effective rank of the kernel"),
@@ -77,7 +79,7 @@ def units(worn: Sequence[DiagnosisReport], fresh: Sequence[DiagnosisReport] = ()
             rows += [
                 (layer, label, str(s), str(h)) for layer, s, h in zip(layers, spreads, healthy, strict=True)
             ]
-        ax.set_xticks(range(len(layers)), layers)
+        ax.set_xticks(range(len(layers)), layers, rotation=90 if len(layers) > LEVEL_NAMES else 0)
         ax.set_ylabel("share of units")
         ax.set_ylim(0, 1)
         ax.grid(axis="x", visible=False)
@@ -95,6 +97,9 @@ def _bars(ax: Axes, k: int, label: str, worn: Sequence[Spread], fresh: Sequence[
     color = CYCLE[(1, 0)[k]]
     ax.bar(x, heights, width * 0.92, color=color, alpha=0.75, hatch=("", "//")[k], label=label, yerr=spans,
            error_kw={"elinewidth": 1.2, "capsize": 3, "ecolor": "#7F7F7F"})  # fmt: skip
+    for place, spread in zip(x, worn, strict=True):
+        if not spread.count:  # no bar must not look like a healthy one
+            ax.text(place, 0.02, "not measured", rotation=90, ha="center", va="bottom", fontsize=9)
     if any(s.count for s in fresh):
         hollow = [_zero(s.mean) for s in fresh]
         ax.bar(x, hollow, width * 0.92, fill=False, edgecolor="#7F7F7F", linewidth=1.4)
@@ -114,23 +119,32 @@ def _units_heading(worn: Sequence[DiagnosisReport], layers: Sequence[str]) -> st
     return f"In {layer}, GraMa finds {grama:.0%} of the units without gradient; τ-dormant finds {dormant:.0%}"
 
 
-def spectra(pairs: Spectra, names: tuple[str, str] = ("after the first task", "after the last task")) -> Svg:
-    """Singular values of each weight matrix, early and late, on a logarithmic scale."""
+def spectra(
+    pairs: Spectra, names: tuple[str, str] = ("after the first task", "after the last task"), note: str = ""
+) -> Svg:
+    """Singular values of each weight matrix, early and late, logarithmic; an empty side is left out.
+
+    With more than `PANELS` matrices the ones that are most concentrated now are drawn; the table has all.
+    """
+    drawn_layers = sorted(pairs, key=lambda k: -_concentration(pairs[k][1]))[:PANELS]
+    shown = {k: pairs[k] for k in pairs if k in drawn_layers}
     rows = []
     for layer, both in pairs.items():
         for when, values in zip(names, both, strict=True):
-            top, total = max(values, default=math.nan), math.fsum(values)
-            rows.append(
-                (layer, when, number(top), number(top / total if total else math.nan), str(len(values)))
-            )
+            if not values:
+                continue
+            rows.append((layer, when, number(max(values)), number(_concentration(values)), str(len(values))))
     heading = _spectra_heading(pairs)
-    caption = (
-        f"Singular values of each weight matrix, largest first: {names[0]} (dashed) and {names[1]} (solid). "
-        "First seed."
-    )
-    with figure(height=3.2, width=9.6, columns=max(1, len(pairs))) as (drawn, axes):
-        for ax, (layer, both) in zip(axes, pairs.items(), strict=False):
+    told = [f"{n} ({s})" for n, s, k in zip(names, ("dashed", "solid"), (0, 1), strict=True)
+            if any(both[k] for both in pairs.values())]  # fmt: skip
+    caption = f"Singular values of each weight matrix, largest first: {' and '.join(told)}. {note}".strip()
+    if len(shown) < len(pairs):
+        caption += f" The {len(shown)} most concentrated of {len(pairs)} matrices are drawn."
+    with figure(height=3.2, width=9.6, columns=max(1, len(shown))) as (drawn, axes):
+        for ax, (layer, both) in zip(axes, shown.items(), strict=False):
             for place, values, name in zip((0, 1), both, names, strict=True):
+                if not values:
+                    continue
                 style: dict[str, Any] = {**look(place), "linestyle": ("--", "-")[place]}
                 ax.plot(range(1, len(values) + 1), values, label=name, **style)
             ax.set_yscale("log")
@@ -143,23 +157,33 @@ def spectra(pairs: Spectra, names: tuple[str, str] = ("after the first task", "a
         return Svg("spectra", to_svg(drawn, "spectra", heading), heading, caption, columns, tuple(rows))
 
 
+def _concentration(values: Sequence[float]) -> float:
+    """The share of the largest singular value in their sum; 0 without any."""
+    total = math.fsum(values)
+    return max(values) / total if total > 0 else 0.0
+
+
 def _spectra_heading(pairs: Spectra) -> str:
     growth = {k: max(b, default=math.nan) / max(a) for k, (a, b) in pairs.items() if a and max(a) > 0}
     if not growth:
-        return "Weight spectra"
+        layer = max(pairs, key=lambda k: _concentration(pairs[k][1]))
+        share = number(_concentration(pairs[layer][1]))
+        return f"The most concentrated spectrum is that of {layer}: σ1/Σσ = {share}"
     layer = max(growth, key=lambda k: growth[k])
     word = "grows" if growth[layer] > 1 else "changes"
     return f"The largest singular value {word} most in {layer}: {growth[layer]:.1f} times its first value"
 
 
-def kernel(worn: Sequence[DiagnosisReport], fresh: Sequence[DiagnosisReport] = ()) -> Svg | None:
+def kernel(
+    worn: Sequence[DiagnosisReport], fresh: Sequence[DiagnosisReport] = (), name: str = "worn"
+) -> Svg | None:
     """The spectrum of the NTK, worn against fresh, with kernel statistics and churn as numbers."""
     if not any("ntk_spectrum" in r.arrays for r in worn):
         return None
     rows = [
-        (words, str(per_seed(worn, name)), str(per_seed(fresh, name)))
-        for name, words in KERNEL_MEASURES
-        if per_seed(worn, name).count
+        (words, str(per_seed(worn, instrument)), str(per_seed(fresh, instrument)))
+        for instrument, words in KERNEL_MEASURES
+        if per_seed(worn, instrument).count
     ]
     churn = {
         r.variant: CHURN_WORDS.get(r.variant, f"churn ({r.variant})")
@@ -174,20 +198,22 @@ def kernel(worn: Sequence[DiagnosisReport], fresh: Sequence[DiagnosisReport] = (
     caption = (
         "Eigenvalues of the neural tangent kernel on the probe, each divided by the largest. A curve that "
         "falls fast means that few directions of change are left. Churn: how much one step on one batch "
-        "moves the outputs on other inputs. One line a seed."
+        "moves the outputs on other inputs."
     )
+    if len(worn) > 1:
+        caption += " One line a seed."
     with figure(height=3.6) as (drawn, (ax,)):
-        for reports, name, place in ((fresh, "fresh", 0), (worn, "worn", 1)):
+        for reports, whose, place in ((fresh, "fresh", 0), (worn, name, 1)):
             for i, report in enumerate(r for r in reports if "ntk_spectrum" in r.arrays):
                 values = sorted((float(v) for v in report.arrays["ntk_spectrum"].flatten()), reverse=True)
                 shown = [v / values[0] for v in values if values[0] > 0 and v / values[0] > 1e-9]
-                label = name if i == 0 else None
+                label = whose if i == 0 else None
                 ax.plot(range(1, len(shown) + 1), shown, label=label, alpha=0.85, **look(place))
         ax.set_yscale("log")
         ax.set_xlabel("index")
         ax.set_ylabel("eigenvalue / largest")
         drawn.legend(loc="outside right upper")
-        columns = ("quantity", "worn", "fresh")
+        columns = ("quantity", name, "fresh")
         return Svg("kernel", to_svg(drawn, "kernel", heading), heading, caption, columns, tuple(rows))
 
 

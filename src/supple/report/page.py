@@ -38,7 +38,7 @@ def write_story(story: Story, path: str | Path) -> Path:
         curves.accuracy(story),
         curves.dead(story),
         mechanisms.units(story.worn, story.fresh),
-        mechanisms.spectra(story.spectra) if story.spectra else None,
+        mechanisms.spectra(story.spectra, note=f"Seed {story.seeds[0]}.") if story.spectra else None,
         mechanisms.kernel(story.worn, story.fresh),
         curves.stability_map(story),
     ]
@@ -57,7 +57,11 @@ def write_story(story: Story, path: str | Path) -> Path:
 
 def write_diagnosis(report: DiagnosisReport, path: str | Path) -> Path:
     """The page of one diagnosis: findings with evidence, figures, prescription, coverage."""
-    drawings = [mechanisms.units([report]), _own_spectra(report), mechanisms.kernel([report])]
+    drawings = [
+        mechanisms.units([report]),
+        _own_spectra(report),
+        mechanisms.kernel([report], name="this network"),
+    ]
     present = [MECHANISM_NAMES[f.mechanism] for f in report.present]
     title = f"Diagnosis: {', '.join(present)} present" if present else "Diagnosis: no mechanism present"
     return _write(
@@ -109,20 +113,13 @@ def evidence_cells(e: Evidence) -> tuple[str, ...]:
 
 
 def _own_spectra(report: DiagnosisReport) -> Svg | None:
+    nothing: list[float] = []  # the report keeps no arrays of its twins
     own = {
-        name.removeprefix("spectrum/"): [float(v) for v in values.flatten()]
+        name.removeprefix("spectrum/"): (nothing, [float(v) for v in values.flatten()])
         for name, values in report.arrays.items()
         if name.startswith("spectrum/")
     }
-    twins = {k: _of_twin(report, k) for k in own}
-    if not own:
-        return None
-    return mechanisms.spectra({k: (twins[k], own[k]) for k in own}, ("fresh network", "this network"))
-
-
-def _of_twin(report: DiagnosisReport, layer: str) -> list[float]:
-    values = report.arrays.get(f"reference/spectrum/{layer}")
-    return [] if values is None else [float(v) for v in values.flatten()]
+    return mechanisms.spectra(own, ("fresh network", "this network")) if own else None
 
 
 def _title(story: Story) -> str:

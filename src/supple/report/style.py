@@ -1,7 +1,7 @@
 """How every figure looks, and how it becomes inline SVG: the same bytes for the same numbers.
 
 Text and axes take the colour of the page (``currentColor``), so that one file reads well on light and dark
-backgrounds and in print. Lines differ by colour (Okabe and Ito's palette), dash and marker.
+backgrounds and in print. Lines differ by colour (near Okabe and Ito's palette), dash and marker.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 INK = "#010203"  # stands for the colour of the page's text
 FAINT = "#010204"  # the same, weaker: grids
-CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#7F7F7F")
+CYCLE = ("#2E86C8", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#7F7F7F")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 #: what an arm is in the story -> its place in the cycle, the same in every figure
