@@ -6,12 +6,14 @@ import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from supple.cli.console import write_text
+from supple.errors import StoreError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,10 +52,12 @@ class Patient:
         return model
 
     def factory(self) -> nn.Module:
-        """A network as the protocol starts one, from the global random state."""
-        from supple.bench.networks import mlp
+        """A network as the protocol starts one, keyed by the global random state."""
+        import torch
 
-        return mlp(self.protocol.inputs, self.protocol.hidden, self.protocol.outputs)
+        from supple.bench import methods
+
+        return methods.get("plain").build(self.protocol, int(torch.randint(2**31 - 1, ())), 0)
 
     def diagnose(self) -> DiagnosisReport:
         """The protocol of `supple.diagnose` on a batch of the last task."""
@@ -95,12 +99,25 @@ def diagnose_all(
     todo = [p for p in people if not p.kept.exists()]
     if todo:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        with ProcessPoolExecutor(min(workers, len(todo)), mp_context=get_context("spawn")) as pool:
-            waiting = {pool.submit(diagnose_one, p): p for p in todo}
-            for done, future in enumerate(as_completed(waiting), 1):
-                write_text(waiting[future].kept, json.dumps(future.result(), allow_nan=False) + "\n")
-                progress((len(people) - len(todo) + done) / len(people), waiting[future].name)
+        try:
+            _diagnose_in_processes(todo, len(people), workers, progress)
+        except BrokenProcessPool as error:
+            raise StoreError(
+                "a process that made a diagnosis died",
+                found=str(error),
+                do="start the command again; what was finished is kept",
+            ) from error
     return [DiagnosisReport.from_json(p.kept) for p in people]
+
+
+def _diagnose_in_processes(
+    todo: list[Patient], total: int, workers: int, progress: Callable[[float, str], None]
+) -> None:
+    with ProcessPoolExecutor(min(workers, len(todo)), mp_context=get_context("spawn")) as pool:
+        waiting = {pool.submit(diagnose_one, p): p for p in todo}
+        for done, future in enumerate(as_completed(waiting), 1):
+            write_text(waiting[future].kept, json.dumps(future.result(), allow_nan=False) + "\n")
+            progress((total - len(todo) + done) / total, waiting[future].name)
 
 
 def diagnose_one(patient: Patient) -> dict[str, Any]:
