@@ -21,6 +21,8 @@ STATUS_NAMES = {
     Status.NOT_MEASURED: "not measured",
     Status.INVALID: "invalid",
 }
+#: a gap to a fresh network from which the title speaks of a loss
+CLEAR_LOSS = 0.1
 #: a sign beside the word, so that colour never carries the meaning alone
 SIGNS = {
     Status.PRESENT: "●",
@@ -126,10 +128,12 @@ def _title(story: Story) -> str:
     worn, reference = story.arm("worn"), story.arm("reference")
     if worn is None or reference is None:
         return "Loss of plasticity, measured"
-    lost = worn.late(story.window).hi < reference.late(story.window).lo
-    return (
-        "A network that lost its ability to learn" if lost else "No loss of plasticity was seen in this run"
-    )
+    w, r = worn.late(story.window), reference.late(story.window)
+    if w.hi >= r.lo:
+        return "No loss of plasticity was seen in this run"
+    if r.mean - w.mean < CLEAR_LOSS:
+        return "A network that learns a little worse than a fresh one"
+    return "A network that lost its ability to learn"
 
 
 def _write(path: str | Path, template: str, **values: Any) -> Path:

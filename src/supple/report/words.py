@@ -60,7 +60,7 @@ def _loss(story: Story) -> str:
     if linear is not None:
         text += f", a linear model {figures(linear.late(story.window))}"
     if w.hi < r.lo:
-        return text + ": it has lost its ability to learn, on every seed."
+        return text + f": on every seed it learns worse than a fresh network, by {r.mean - w.mean:.2f}."
     return text + ": no loss beyond the spread of the seeds was seen here."
 
 
