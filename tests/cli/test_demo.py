@@ -47,7 +47,7 @@ def test_it_tells_the_story(finished: tuple[Path, str]) -> None:
     folder, text = finished
     for words in (
         "4 tasks, 1 seed", "Plain ReLU network", "Fresh network each task", "Linear model",
-        "Over the last 1 of 4 tasks", "Continual backprop", "C-CHAIN", "loss of plasticity",
+        "Over the last task of 4 the plain", "Continual backprop", "C-CHAIN", "loss of plasticity",
     ):  # fmt: skip
         assert words in text, words
     assert max(len(line) for line in text.splitlines()) <= 100

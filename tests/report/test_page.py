@@ -199,10 +199,13 @@ def test_many_layers_still_fit() -> None:
 def test_an_unmeasured_layer_does_not_look_healthy() -> None:
     report = diagnosis(True)
     rows = [
-        dataclasses.replace(r, status="not_measured", value=math.nan) if r.layer == "fc2" else r
+        dataclasses.replace(r, status="not_measured", value=math.nan)
+        if (r.layer, r.instrument) in {("fc2", "grama"), ("fc3", "grama"), ("fc3", "dormant")}
+        else r
         for r in report.records
     ]
     drawing = units([dataclasses.replace(report, records=type(report.records)(rows))])
     assert drawing is not None
-    assert drawing.markup.count("not measured") == 2
-    assert [row[2] for row in drawing.rows if row[0] == "fc2"] == ["not measured"] * 2
+    assert drawing.markup.count("not measured") == 1
+    assert [row[2] for row in drawing.rows if row[0] == "fc2"][1] == "not measured"
+    assert "Without hidden units to score: fc3." in drawing.caption

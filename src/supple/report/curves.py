@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from supple.report.data import Arm, Spread, Story
+from supple.report.data import Arm, Spread, Story, stretch
 from supple.report.style import ROLE_PLACE, Svg, figure, look, number, to_svg
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def accuracy(story: Story) -> Svg:
             range(1, story.tasks + 1),
             [running_mean(seed, _width(story.tasks)) for seed in a.online],
         ),
-        ("method", f"first {story.window} tasks", f"last {story.window} tasks", "settings"),
+        ("method", stretch("first", story.window), stretch("last", story.window), "settings"),
         rows,
     )
 
@@ -134,8 +134,8 @@ def stability_map(story: Story) -> Svg:
     rows = tuple((a.title, str(a.late(story.window)), str(Spread.of(a.stability))) for a in arms)
     heading = _map_heading(story, arms)
     caption = (
-        f"Right: learns new tasks well (online accuracy, last {story.window} tasks). Up: remembers (accuracy "
-        "on earlier tasks at the end). Bars: smallest to largest seed."
+        f"Right: learns new tasks well (online accuracy, {stretch('last', story.window)}). Up: remembers "
+        "(accuracy on earlier tasks at the end). Bars: smallest to largest seed."
     )
     with figure(height=4.6) as (drawn, (ax,)):
         for arm in arms:
@@ -153,7 +153,7 @@ def stability_map(story: Story) -> Svg:
                 capsize=3,
                 label=arm.title,
             )
-        ax.set_xlabel(f"plasticity: online accuracy, last {story.window} tasks")
+        ax.set_xlabel(f"plasticity: online accuracy, {stretch('last', story.window)}")
         ax.set_ylabel("stability: accuracy on earlier tasks")
         ax.margins(0.12)
         drawn.legend(loc="outside right upper")

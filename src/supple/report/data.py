@@ -83,6 +83,15 @@ class Arm:
         return cls(**table)
 
 
+def stretch(place: str, window: int) -> str:
+    """A stretch of tasks in words.
+
+    >>> stretch("last", 15), stretch("first", 1)
+    ('last 15 tasks', 'first task')
+    """
+    return f"{place} {window} tasks" if window > 1 else f"{place} task"
+
+
 def _floats(values: Sequence[float | None]) -> tuple[float, ...]:
     return tuple(math.nan if v is None else float(v) for v in values)
 

@@ -21,6 +21,7 @@ UNIT_MEASURES = (
 )
 #: more matrices than this do not fit beside each other; more layer names than this are written upright
 PANELS, LEVEL_NAMES = 4, 8
+LOG_SPAN = 30
 KERNEL_MEASURES = (
     ("ntk_rank99", "directions with 99 % of the kernel"),
     ("ntk_effective_rank", "effective rank of the kernel"),
@@ -59,7 +60,8 @@ def unit_layers(reports: Sequence[DiagnosisReport]) -> list[str]:
 
 def units(worn: Sequence[DiagnosisReport], fresh: Sequence[DiagnosisReport] = ()) -> Svg | None:
     """τ-dormant beside GraMa for every layer; hatched bars behind them are the fresh network."""
-    layers = unit_layers(worn)
+    known = unit_layers(worn)
+    layers = [n for n in known if any(per_seed(worn, i, v, n).count for _, i, v in UNIT_MEASURES)]
     if not layers:
         return None
     heading = _units_heading(worn, layers)
@@ -70,6 +72,8 @@ def units(worn: Sequence[DiagnosisReport], fresh: Sequence[DiagnosisReport] = ()
     )
     if fresh:
         caption += " Hollow bars: a fresh network on the same probe."
+    if len(layers) < len(known):
+        caption += f" Without hidden units to score: {', '.join(n for n in known if n not in layers)}."
     rows = []
     with figure(height=3.6) as (drawn, (ax,)):
         for k, (label, instrument, variant) in enumerate(UNIT_MEASURES):
@@ -147,7 +151,7 @@ def spectra(
                     continue
                 style: dict[str, Any] = {**look(place), "linestyle": ("--", "-")[place]}
                 ax.plot(range(1, len(values) + 1), values, label=name, **style)
-            ax.set_yscale("log")
+            _scale(ax, [v for values in both for v in values])
             ax.set_title(layer)
             ax.set_xlabel("index")
         axes[0].set_ylabel("singular value")
@@ -155,6 +159,18 @@ def spectra(
         drawn.legend(handles, labels, loc="outside lower center", ncols=2)
         columns = ("layer", "when", "σ1", "σ1/Σσ", "singular values")
         return Svg("spectra", to_svg(drawn, "spectra", heading), heading, caption, columns, tuple(rows))
+
+
+def _scale(ax: Axes, values: Sequence[float]) -> None:
+    """Logarithmic where the values span more than a factor of thirty, from zero otherwise."""
+    from matplotlib.ticker import NullFormatter
+
+    positive = [v for v in values if v > 0]
+    if positive and max(positive) > LOG_SPAN * min(positive):
+        ax.set_yscale("log")
+        ax.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        ax.set_ylim(bottom=0)
 
 
 def _concentration(values: Sequence[float]) -> float:

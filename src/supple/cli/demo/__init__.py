@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from supple.report import Story
 
 PROTOCOL_NAMES = {"permuted": "digits-permuted", "random-labels": "digits-random-labels"}
+PRESET = "demo"
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,9 @@ class Demo:
         from supple.bench.protocols import create
 
         name = PROTOCOL_NAMES[self.setting]
-        whole = create(name)
+        whole = create(name, PRESET)
         tasks = self.tasks or (whole.tasks // 2 if self.fast else whole.tasks)
-        return create(name, tasks=tasks)
+        return create(name, PRESET, tasks=tasks)
 
     def folder(self) -> Path:
         if self.out is not None:
