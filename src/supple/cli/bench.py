@@ -50,7 +50,7 @@ class BenchRun:
     """Names separated by commas, or all."""
     seeds: int = 3
     """Seeds 0 to N-1."""
-    preset: str = "paper"
+    preset: str = "demo"
     """Size of the protocol."""
     measure_every: int = 0
     """Measure ranks, dead units, kernel … after every k-th task; 0: accuracy only."""

@@ -54,8 +54,8 @@ def _loss(story: Story) -> str:
         return ""
     w, r = worn.late(story.window), reference.late(story.window)
     text = (
-        f"Over the {stretch('last', story.window)} of {story.tasks} the plain network gets {figures(w)} right "
-        f"at first sight, a fresh network {figures(r)}"
+        f"Over the {stretch('last', story.window)} of {story.tasks} the plain network gets {figures(w)} "
+        f"right at first sight, a fresh network {figures(r)}"
     )
     if linear is not None:
         text += f", a linear model {figures(linear.late(story.window))}"
