@@ -1,3 +1,25 @@
 """Which method keeps plasticity, on which protocol, with what certainty? Protocols (a frozen dataclass
 each), the runner over methods and seeds, and the statistics that make a comparison honest.
 """
+
+from supple.bench import methods, protocols, statistics
+from supple.bench.loop import Scene, observe_scene, run
+from supple.bench.runner import Outcome, Progress, run_list
+from supple.bench.spec import RunSpec, grid
+from supple.bench.summary import Summary, collect
+
+__all__ = [
+    "Outcome",
+    "Progress",
+    "RunSpec",
+    "Scene",
+    "Summary",
+    "collect",
+    "grid",
+    "methods",
+    "observe_scene",
+    "protocols",
+    "run",
+    "run_list",
+    "statistics",
+]

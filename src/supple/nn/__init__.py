@@ -2,7 +2,20 @@
 into an existing network with widths kept consistent, or refuses with the module's path.
 """
 
+from supple.nn.convert import convert_
 from supple.nn.forgetting import ForgettingAttention, ForgettingCache
+from supple.nn.pairs import CReLU, DeepFourier, init_pairs_
 from supple.nn.svf import SVFAdapter, svf_
+from supple.nn.widths import Conversion
 
-__all__ = ["ForgettingAttention", "ForgettingCache", "SVFAdapter", "svf_"]
+__all__ = [
+    "CReLU",
+    "Conversion",
+    "DeepFourier",
+    "ForgettingAttention",
+    "ForgettingCache",
+    "SVFAdapter",
+    "convert_",
+    "init_pairs_",
+    "svf_",
+]

@@ -91,6 +91,22 @@ class Run:
             raise
 
     @staticmethod
+    def check(folder: str | Path, manifest: Mapping[str, Any]) -> bool:
+        """Whether the run is there and finished; changes nothing.
+
+        Raises:
+            StoreError: a folder of another configuration, or with other things in it.
+        """
+        path = Path(folder)
+        if not path.exists():
+            return False
+        refuse_foreign(path)
+        target = path / "manifest.json"
+        if target.exists():
+            refuse_other(path, read_sealed(target), encode_plain(dict(manifest), "manifest"), FORMAT)
+        return read_summary(path) is not None
+
+    @staticmethod
     def _agree(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
         target = path / "manifest.json"
         if not target.exists():

@@ -1,0 +1,146 @@
+"""A network, its optimizer and its intervention, learning one task after another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from supple.bench import methods
+from supple.bench.spec import RunSpec
+from supple.streams import Task, generator
+
+if TYPE_CHECKING:
+    from supple.interventions.base import Handle
+
+#: steps whose outputs are kept before they are counted; bounds the memory of long tasks
+CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What one task gave. Outputs that are not finite count as wrong answers, and are counted."""
+
+    online_accuracy: float
+    loss: float
+    samples: int
+    nonfinite: int
+
+
+class Learner:
+    """Everything that changes during a run, with a state that continues it bit for bit."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        self.spec = spec
+        self.method = methods.get(spec.method)
+        self.steps = 0
+        torch.manual_seed(generator(spec.seed, "training").initial_seed())
+        self.handle: Handle | None = None
+        self._begin(0)
+
+    def _begin(self, task: int) -> None:
+        if self.handle is not None:
+            self.handle.detach()
+        protocol, method = self.spec.protocol, self.method
+        self.model: nn.Module = method.build(protocol, self.spec.seed, task)
+        self.optimizer = protocol.build_optimizer(self.model.parameters())
+        settings = method.settings_in(protocol, self.spec.settings)
+        intervention = method.create(settings, self.spec.seed)
+        if intervention is not None:
+            example = torch.zeros(protocol.batch, protocol.inputs)
+            self.handle = intervention.attach(self.model, self.optimizer, inputs=example)
+
+    def start(self, task: int) -> None:
+        """Cross the boundary into ``task``; the first task begins with the network as built."""
+        if task == 0:
+            return
+        if self.method.fresh:
+            self._begin(task)
+        elif self.handle is not None:
+            self.handle.task(f"task-{task}")
+
+    def learn(self, task: Task) -> TaskResult:
+        """One pass over the task's batches; each batch is answered before it is learned."""
+        model, optimizer, loss_fn = self.model, self.optimizer, self.spec.protocol.loss
+        counts = _Counts()
+        for inputs, targets in task.batches(self.spec.protocol.batch, self.spec.protocol.epochs):
+            outputs = model(inputs)
+            loss = loss_fn(outputs, targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            counts.add(outputs.detach(), targets, loss.detach())
+        self.steps += counts.steps
+        return counts.result()
+
+    @torch.no_grad()
+    def accuracy(self, task: Task) -> float:
+        """Share of the task's samples that the network answers rightly now."""
+        self.model.eval()
+        hits, _ = _correct(self.model(task.inputs), task.targets)
+        self.model.train()
+        return hits / len(task)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain types: all that later steps depend on."""
+        return {
+            "steps": self.steps,
+            "model": dict(self.model.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "handle": None if self.handle is None else self.handle.state_dict(),
+            "rng": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self.steps = state["steps"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.handle is not None:
+            self.handle.load_state_dict(state["handle"])
+        torch.set_rng_state(state["rng"])
+
+
+class _Counts:
+    """Answers and losses of a task, counted a chunk of steps at a time: no `.item()` in a step."""
+
+    def __init__(self) -> None:
+        self.outputs: list[Tensor] = []
+        self.targets: list[Tensor] = []
+        self.losses: list[Tensor] = []
+        self.steps = self.hits = self.samples = self.nonfinite = 0
+        self.loss = 0.0
+
+    def add(self, outputs: Tensor, targets: Tensor, loss: Tensor) -> None:
+        self.outputs.append(outputs)
+        self.targets.append(targets)
+        self.losses.append(loss)
+        self.steps += 1
+        if len(self.losses) == CHUNK:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self.losses:
+            return
+        targets = torch.cat(self.targets)
+        hits, nonfinite = _correct(torch.cat(self.outputs), targets)
+        self.hits += hits
+        self.nonfinite += nonfinite
+        self.samples += len(targets)
+        self.loss += torch.stack(self.losses).double().sum().item()
+        self.outputs, self.targets, self.losses = [], [], []
+
+    def result(self) -> TaskResult:
+        self.flush()
+        return TaskResult(
+            self.hits / max(self.samples, 1), self.loss / max(self.steps, 1), self.samples, self.nonfinite
+        )
+
+
+def _correct(outputs: Tensor, targets: Tensor) -> tuple[int, int]:
+    """Right answers, and samples without a finite answer (argmax of NaN is an index like any other)."""
+    finite = outputs.isfinite().all(-1)
+    right = (outputs.argmax(-1) == targets) & finite
+    return int(right.sum()), int((~finite).sum())

@@ -1,0 +1,119 @@
+"""The methods that are compared, by name: a network, an intervention, settings; nothing else differs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from supple.bench.networks import keyed
+from supple.bench.protocols import Protocol
+from supple.errors import InputError
+from supple.models import MLP
+
+if TYPE_CHECKING:
+    from supple.interventions import Intervention
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One arm of a comparison.
+
+    ``intervention`` is a name that `supple.interventions.create` knows; ``settings`` are its
+    hyper-parameters, and a protocol may override them. ``fresh``: a new network and optimizer at every
+    task, the healthy reference. ``cost``: seconds relative to plain training, for time estimates only.
+    """
+
+    name: str
+    title: str
+    activation: str = "relu"
+    norm: bool = False
+    hidden: bool = True
+    fresh: bool = False
+    intervention: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    cost: float = 1.0
+
+    def build(self, protocol: Protocol, seed: int, task: int = 0) -> nn.Module:
+        """The network at the start of ``task``, drawn by (seed, task): equal for methods of equal shape."""
+        widths = protocol.hidden if self.hidden else ()
+
+        def make() -> nn.Module:
+            return MLP((protocol.inputs, *widths, protocol.outputs), self.activation, norm=self.norm)
+
+        return keyed(make, seed, "network", task)
+
+    def settings_in(self, protocol: Protocol, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Own defaults, then the protocol's, then the caller's."""
+        return {**self.settings, **protocol.settings.get(self.name, {}), **(overrides or {})}
+
+    def create(self, settings: Mapping[str, Any], seed: int) -> Intervention | None:
+        """The intervention, or None; it is told the run's seed and the networks' initialiser if it asks."""
+        if not self.intervention:
+            return None
+        from supple import interventions
+
+        fields = {f.name for f in dataclasses.fields(interventions.available()[self.intervention])}
+        told = {"seed": seed, "initial": "he_uniform"}
+        return interventions.create(
+            self.intervention, **{k: v for k, v in told.items() if k in fields}, **settings
+        )
+
+
+def _table(*methods: Method) -> dict[str, Method]:
+    return {m.name: m for m in methods}
+
+
+METHODS = _table(
+    Method(name="plain", title="Plain ReLU network"),
+    Method(name="fresh", title="Fresh network each task", fresh=True),
+    Method(name="linear", title="Linear model", hidden=False, cost=0.7),
+    Method(
+        name="regrama",
+        title="ReGraMa",
+        intervention="ReGraMa",
+        settings={"every": "task", "tau": 0.1},
+        cost=1.2,
+    ),
+    Method(name="redo", title="ReDo", intervention="ReDo", settings={"every": "task", "tau": 0.1}, cost=1.2),
+    Method(
+        name="cbp",
+        title="Continual backprop",
+        intervention="ContinualBackprop",
+        settings={"rate": 1e-3},
+        cost=1.6,
+    ),
+    Method(name="cchain", title="C-CHAIN", intervention="CChain", settings={"coef": 1.0}, cost=2.5),
+    Method(name="l2", title="L2", intervention="L2", settings={"coef": 1e-3}, cost=1.4),
+    Method(name="l2init", title="L2-Init", intervention="L2Init", settings={"coef": 1e-2}, cost=1.4),
+    Method(
+        name="spectral",
+        title="Spectral regularisation",
+        intervention="SpectralRegularization",
+        settings={"coef": 1e-3},
+        cost=1.8,
+    ),
+    Method(
+        name="shrink_perturb",
+        title="Shrink and perturb",
+        intervention="ShrinkAndPerturb",
+        settings={"every": "task", "shrink": 0.5},
+    ),
+    Method(name="crelu", title="CReLU (half width)", activation="crelu", cost=1.2),
+    Method(name="fourier", title="Fourier features (half width)", activation="fourier", cost=1.2),
+    Method(name="layernorm", title="Layer normalisation", norm=True, cost=1.3),
+)
+
+
+def get(name: str) -> Method:
+    """A method by name; an unknown name lists the known ones.
+
+    >>> get("fresh").fresh
+    True
+    """
+    if name not in METHODS:
+        raise InputError(f"unknown method {name!r}", do=f"choose from {', '.join(METHODS)}")
+    return METHODS[name]

@@ -1,0 +1,103 @@
+"""What a protocol is: data, network, optimizer, lengths, each value with the source it comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from supple.errors import InputError
+from supple.streams import Stream
+
+P = TypeVar("P", bound="Protocol")
+
+
+def sourced(default: Any, source: str) -> Any:
+    """A dataclass field that says where its value comes from."""
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: dict(default), metadata={"source": source})
+    return dataclasses.field(default=default, metadata={"source": source})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """Base of all protocols. A subclass gives every field a default with `sourced`, and makes its stream."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    description: ClassVar[str]
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+
+    tasks: int
+    batch: int
+    epochs: int
+    inputs: int
+    hidden: tuple[int, ...]
+    outputs: int
+    optimizer: str
+    lr: float
+    #: settings of methods that differ from the method's own defaults, by method name
+    settings: dict[str, dict[str, Any]]
+
+    def __post_init__(self) -> None:
+        for field in ("tasks", "batch", "epochs", "inputs", "outputs"):
+            if getattr(self, field) < 1:
+                raise InputError(f"{field} must be at least 1", found=getattr(self, field), where=self.name)
+        if self.optimizer not in OPTIMIZERS:
+            raise InputError(
+                f"unknown optimizer {self.optimizer!r}",
+                where=self.name,
+                do=f"choose one of {sorted(OPTIMIZERS)}",
+            )
+
+    @classmethod
+    def preset(cls: type[P], preset: str = "demo", **overrides: Any) -> P:
+        """The protocol at a named size; further values by keyword.
+
+        Raises:
+            InputError: an unknown preset or field, with the known ones.
+        """
+        if preset not in cls.presets:
+            raise InputError(
+                f"unknown preset {preset!r} of {cls.name}", do=f"choose one of {', '.join(cls.presets)}"
+            )
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(overrides) - known):
+            raise InputError(
+                f"unknown setting(s) of {cls.name}",
+                found=", ".join(unknown),
+                do=f"choose from {', '.join(sorted(known))}",
+            )
+        return cls(**{**cls.presets[preset], **overrides})
+
+    def stream(self, seed: int) -> Stream:
+        """The tasks; the same for every method of one seed, so that methods can be compared in pairs."""
+        raise TypeError(f"{type(self).__name__} does not say which stream it has")
+
+    def build_optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+        """A new optimizer as the protocol has it."""
+        return OPTIMIZERS[self.optimizer](parameters, lr=self.lr, fused=True)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy."""
+        return F.cross_entropy(outputs, targets)
+
+    def steps_per_task(self, samples: int) -> int:
+        return samples // self.batch * self.epochs
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name and every value, as plain types."""
+        return {"name": self.name, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}}
+
+    @classmethod
+    def sources(cls) -> dict[str, str]:
+        """Field -> where its value comes from."""
+        return {f.name: f.metadata["source"] for f in dataclasses.fields(cls)}
+
+
+OPTIMIZERS: dict[str, type[Any]] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}

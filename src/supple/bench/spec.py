@@ -1,0 +1,95 @@
+"""One run: a protocol, a method, a seed, and what is measured on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from supple.bench import methods, protocols
+from supple.bench.protocols import Protocol
+from supple.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """What identifies a run. Everything but ``checkpoint_every`` decides its records.
+
+    Args:
+        protocol, method, seed: the run.
+        settings: hyper-parameters of the method's intervention that override all defaults.
+        measure_every: measure at the end of every k-th task, the first and the last; 0: never.
+        instruments: which bundle `supple.observe.observe` takes at most measured tasks.
+        edge_instruments: which it takes at the first and last measured task, whose arrays are kept.
+        probe: samples of the task's data that are measured on.
+        checkpoint_every: tasks between checkpoints.
+    """
+
+    protocol: Protocol
+    method: str
+    seed: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    measure_every: int = 0
+    instruments: str = "economy"
+    edge_instruments: str = "standard"
+    probe: int = 256
+    checkpoint_every: int = 10
+
+    def __post_init__(self) -> None:
+        methods.get(self.method)
+        for name in ("probe", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1", found=getattr(self, name))
+        if self.measure_every < 0 or self.seed < 0:
+            raise InputError(
+                "seed and measure_every cannot be negative", found=(self.seed, self.measure_every)
+            )
+
+    @property
+    def label(self) -> str:
+        return f"{self.protocol.name}/{self.method}/seed-{self.seed}"
+
+    @property
+    def cost(self) -> float:
+        """Expected seconds, in units of one plain task of the protocol."""
+        return self.protocol.tasks * methods.get(self.method).cost
+
+    def folder(self, root: str | Path) -> Path:
+        return Path(root) / self.protocol.name / self.method / f"seed-{self.seed}"
+
+    def manifest(self) -> dict[str, Any]:
+        """Plain types; two specs with equal manifests have equal records."""
+        method = methods.get(self.method)
+        return {
+            "engine": "loop",
+            "protocol": self.protocol.to_dict(),
+            "method": self.method,
+            "intervention": method.intervention,
+            "method_settings": method.settings_in(self.protocol, self.settings),
+            "seed": self.seed,
+            "measure_every": self.measure_every,
+            "instruments": self.instruments,
+            "edge_instruments": self.edge_instruments,
+            "probe": self.probe,
+        }
+
+    def measured(self) -> list[int]:
+        """Indices of the tasks after which the network is measured."""
+        if not self.measure_every:
+            return []
+        last = self.protocol.tasks - 1
+        return sorted({0, *range(self.measure_every - 1, last, self.measure_every), last})
+
+
+def grid(
+    protocol: str | Protocol, names: list[str], seeds: list[int], *, preset: str = "demo", **options: Any
+) -> list[RunSpec]:
+    """Methods × seeds of one protocol as a run list; seeds vary slowest, so that pairs fill up early.
+
+    >>> [s.label for s in grid("digits-permuted", ["plain"], [0, 1])]
+    ['digits-permuted/plain/seed-0', 'digits-permuted/plain/seed-1']
+    """
+    if isinstance(protocol, str):
+        protocol = protocols.create(protocol, preset)
+    return [RunSpec(protocol=protocol, method=n, seed=s, **options) for s in seeds for n in names]

@@ -1,0 +1,164 @@
+"""From run folders to a table: one row for each protocol and method, over seeds."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from supple.bench import methods, statistics
+from supple.bench.statistics import Estimate, Paired
+from supple.errors import StoreError
+from supple.store import StoredRun, load
+
+REFERENCE = "fresh"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method on one protocol. ``against_fresh`` pairs seeds that both have."""
+
+    protocol: str
+    method: str
+    seeds: tuple[int, ...]
+    first: Estimate
+    last: Estimate
+    end: Estimate
+    area: Estimate
+    from_peak: Estimate
+    against_fresh: Paired | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, three numbers for each estimate."""
+        row: dict[str, Any] = {"protocol": self.protocol, "method": self.method, "seeds": list(self.seeds)}
+        for name in ("first", "last", "end", "area", "from_peak"):
+            row[name] = _numbers(getattr(self, name))
+        if self.against_fresh is not None:
+            row["against_fresh"] = {
+                **_numbers(self.against_fresh.difference),
+                "p": self.against_fresh.p_value,
+                "pairs": self.against_fresh.difference.samples,
+            }
+        return row
+
+
+def _numbers(e: Estimate) -> dict[str, float | None]:
+    lo, hi = (None, None) if e.samples < 2 else (e.lo, e.hi)
+    return {"value": e.value, "lo": lo, "hi": hi}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Rows, and the folders that were left out, each with the reason."""
+
+    rows: list[Row]
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def row(self, method: str, protocol: str | None = None) -> Row:
+        """The row of one method."""
+        for row in self.rows:
+            if row.method == method and protocol in (None, row.protocol):
+                return row
+        raise KeyError(method)
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        return [r.to_dict() for r in self.rows]
+
+    def to_csv(self) -> str:
+        """One line a row; intervals as separate columns."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        names = ("first", "last", "end", "area", "from_peak")
+        writer.writerow(
+            [
+                "protocol",
+                "method",
+                "seeds",
+                *(f"{n}{s}" for n in names for s in ("", "_lo", "_hi")),
+                "minus_fresh",
+            ]
+        )
+        for row in self.rows:
+            cells = [x for n in names for x in _numbers(getattr(row, n)).values()]
+            fresh = "" if row.against_fresh is None else row.against_fresh.difference.value
+            writer.writerow([row.protocol, row.method, len(row.seeds), *cells, fresh])
+        return out.getvalue()
+
+    def __str__(self) -> str:
+        lines = []
+        for protocol in dict.fromkeys(r.protocol for r in self.rows):
+            lines += [
+                protocol,
+                f"{'method':<18}{'n':>3}{'first':>7}{'last tenth':>21}{'end':>7}{'minus fresh':>23}",
+            ]
+            for r in sorted((r for r in self.rows if r.protocol == protocol), key=lambda r: -r.last.value):
+                lines.append(
+                    f"{r.method:<18}{len(r.seeds):>3}{r.first.value:>7.3f}{_short(r.last):>21}{r.end.value:>7.3f}"
+                    f"{'' if r.against_fresh is None else _short(r.against_fresh.difference, sign=True):>23}"
+                )
+        lines += [f"left out: {name}: {why}" for name, why in self.left_out.items()]
+        return "\n".join(lines)
+
+
+def _short(e: Estimate, sign: bool = False) -> str:
+    form = "+.3f" if sign else ".3f"
+    return format(e.value, form) + ("" if e.samples < 2 else f" [{e.lo:{form}},{e.hi:{form}}]")
+
+
+def collect(root: str | Path) -> Summary:
+    """Summarise all runs under ``root``. Unfinished and damaged runs are left out and named.
+
+    The folder of a run has ``manifest.json``; where it lies below ``root`` does not matter.
+
+    Raises:
+        StoreError: nothing there.
+    """
+    runs: dict[tuple[str, str], dict[int, StoredRun]] = {}
+    left_out: dict[str, str] = {}
+    for manifest in sorted(Path(root).rglob("manifest.json")):
+        name = str(manifest.parent.relative_to(root))
+        try:
+            stored = load(manifest.parent)
+        except StoreError as error:
+            left_out[name] = str(error)
+            continue
+        if not stored.done:
+            left_out[name] = "not finished"
+            continue
+        about = stored.manifest["run"]
+        runs.setdefault((about["protocol"]["name"], about["method"]), {})[about["seed"]] = stored
+    if not runs and not left_out:
+        raise StoreError("there are no runs here", where=str(root))
+    order = list(methods.METHODS)
+    keys = sorted(runs, key=lambda k: (k[0], order.index(k[1]) if k[1] in order else len(order)))
+    return Summary([_row(key, runs[key], runs.get((key[0], REFERENCE), {})) for key in keys], left_out)
+
+
+def _row(key: tuple[str, str], runs: Mapping[int, StoredRun], fresh: Mapping[int, StoredRun]) -> Row:
+    seeds = tuple(sorted(runs))
+    online = [_curve(runs[s], "online_accuracy") for s in seeds]
+    end = [_curve(runs[s], "end_accuracy") for s in seeds]
+    pairs = [s for s in seeds if s in fresh]
+    against = None
+    if pairs and key[1] != REFERENCE:
+        own = [statistics.final_tenth(_curve(runs[s], "online_accuracy")) for s in pairs]
+        other = [statistics.final_tenth(_curve(fresh[s], "online_accuracy")) for s in pairs]
+        against = statistics.paired(own, other)
+    return Row(
+        protocol=key[0],
+        method=key[1],
+        seeds=seeds,
+        first=statistics.mean([statistics.final_tenth(c[::-1]) for c in online]),
+        last=statistics.mean([statistics.final_tenth(c) for c in online]),
+        end=statistics.mean([statistics.final_tenth(c) for c in end]),
+        area=statistics.mean([statistics.area(c) for c in online]),
+        from_peak=statistics.mean([statistics.loss_from_peak(c) for c in online]),
+        against_fresh=against,
+    )
+
+
+def _curve(run: StoredRun, instrument: str) -> list[float]:
+    return run.records.select(instrument=instrument).values()

@@ -1,0 +1,146 @@
+"""Hugging Face Trainer: one callback that observes a fine-tuning run (extra ``llm``).
+
+    from supple.integrations.transformers import SuppleCallback
+    trainer = Trainer(model, args, train_dataset=…, eval_dataset=…, callbacks=[SuppleCallback()])
+    trainer.train()
+
+The probe is the first batch of the evaluation set unless one is given. Measurements act through hooks on
+the optimizer that the Trainer made, so accumulation and mixed precision need no extra code; gradients are
+seen after the Trainer's clipping. The monitor's state is saved inside each checkpoint folder and taken up
+again when training resumes from it. Without interventions the trained weights are bit-identical.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from supple.errors import InputError
+from supple.integrations._need import need
+
+_base: Any = need("transformers", "llm").TrainerCallback
+STATE_FILE = "supple.pt"
+
+
+def logits(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    """The logits of a transformers model for a batch without labels."""
+    return model(**inputs).logits
+
+
+def token_loss(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Next-token cross-entropy for (B, T, V) logits, class cross-entropy or squared error otherwise."""
+    if outputs.dim() == 3:
+        return nn.functional.cross_entropy(
+            outputs[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100
+        )
+    if labels.dtype == torch.long:
+        return nn.functional.cross_entropy(outputs.float(), labels)
+    return nn.functional.mse_loss(outputs.squeeze(-1).float(), labels)
+
+
+class SuppleCallback(_base):  # type: ignore[misc]
+    """Attach a `supple.Monitor` and interventions to a Trainer run.
+
+    Args:
+        probe: ``(inputs mapping, labels)``; by default the first evaluation batch.
+        every: optimizer steps between two measurements (int or callable).
+        loss_fn: ``loss_fn(logits, labels)``; by default next-token or class cross-entropy.
+        instruments: the bundle, as in `supple.Monitor`.
+        interventions: attached at the start of training, detached at its end.
+        sinks: trackers with ``log(values, step)``.
+
+    Attributes ``monitor``, ``handles`` and, after training, ``records`` are readable.
+    """
+
+    def __init__(
+        self,
+        probe: tuple[Mapping[str, Any], Tensor] | None = None,
+        every: int | Callable[[int], bool] = 100,
+        *,
+        loss_fn: Callable[[Tensor, Tensor], Tensor] = token_loss,
+        instruments: str = "economy",
+        interventions: Sequence[Any] = (),
+        sinks: Sequence[Any] = (),
+    ) -> None:
+        self.probe, self.every, self.loss_fn = probe, every, loss_fn
+        self.instruments, self.interventions, self.sinks = instruments, tuple(interventions), tuple(sinks)
+        self.monitor: Any = None
+        self.handles: list[Any] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        import supple
+
+        model, optimizer = kwargs["model"], kwargs["optimizer"]
+        optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's shell around the real one
+        inputs, labels = self.probe or self._first(kwargs.get("eval_dataloader"), args)
+        self.monitor = supple.Monitor(
+            model,
+            optimizer,
+            probe=(inputs, labels),
+            loss_fn=self.loss_fn,
+            every=self.every,
+            instruments=self.instruments,
+            forward=logits,
+            sinks=self.sinks,
+        )
+        self.handles = [i.attach(model, optimizer, inputs=inputs) for i in self.interventions]
+        saved = Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE_FILE
+        if state.global_step and saved.exists():
+            self._load(torch.load(saved, weights_only=True))
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.monitor is None:
+            return
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if folder.is_dir():
+            content = {
+                "monitor": self.monitor.state_dict(),
+                "handles": [h.state_dict() for h in self.handles],
+            }
+            torch.save(content, folder / STATE_FILE)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.detach()
+
+    @property
+    def records(self) -> Any:
+        """The measurements so far."""
+        if self.monitor is None:
+            raise InputError("nothing has been observed yet", do="call trainer.train() first")
+        return self.monitor.records
+
+    def task(self, name: str) -> None:
+        """Announce a new fine-tuning round."""
+        for item in (self.monitor, *self.handles):
+            if item is not None:
+                item.task(name)
+
+    def detach(self) -> None:
+        """Remove every hook."""
+        for item in (self.monitor, *self.handles):
+            if item is not None:
+                item.detach()
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.monitor.load_state_dict(state["monitor"])
+        for handle, saved in zip(self.handles, state["handles"], strict=True):
+            handle.load_state_dict(saved)
+
+    def _first(self, loader: Any, args: Any) -> tuple[dict[str, Any], Tensor]:
+        if loader is None:
+            raise InputError(
+                "no probe: the Trainer has no evaluation set",
+                do="pass eval_dataset to the Trainer or probe=(inputs, labels) to the callback",
+            )
+        # a plain pass over the data set: the loader's own sampler would draw from the global generator
+        data, collate = loader.dataset, loader.collate_fn
+        size = min(len(data), getattr(args, "per_device_eval_batch_size", 8))
+        batch = dict(collate([data[i] for i in range(size)]))
+        if "labels" not in batch:
+            raise InputError("the evaluation batch has no labels", found=sorted(batch), do="pass probe=")
+        labels = batch.pop("labels").to(args.device)
+        return {k: v.to(args.device) for k, v in batch.items() if isinstance(v, Tensor)}, labels

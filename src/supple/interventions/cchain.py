@@ -1,0 +1,364 @@
+"""C-CHAIN: damp what an update does to the outputs on inputs that were not in its batch."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.optim import Optimizer
+
+from supple import fresh
+from supple.errors import AttachError, InputError
+from supple.functional import churn
+from supple.interventions.base import Optimizers, register
+from supple.interventions.past_batches import Batch, Capture, PastBatches, flatten, quiet_pass
+from supple.interventions.penalty import Gradients, Penalty, PenaltyHandle
+from supple.status import Mechanism
+
+
+@dataclass
+class Reference:
+    """A reference batch and the outputs on it before the last update."""
+
+    batch: Batch
+    outputs: Tensor
+    uses: int  # steps for which this batch has served
+
+
+class CChainHandle(PenaltyHandle["CChain"]):
+    """Owns past inputs, the reference batch with its outputs before the last update, and the running means."""
+
+    def __init__(self, intervention: CChain, model: nn.Module, optimizer: Optimizers) -> None:
+        super().__init__(intervention, model, optimizer)
+        self.device = next(model.parameters()).device
+        inner = getattr(model, "_orig_mod", model)  # the module behind torch.compile(model)
+        self.network: nn.Module = (
+            inner.module if isinstance(inner, nn.parallel.DistributedDataParallel) else inner
+        )
+        self.past = PastBatches(self.rule.memory)
+        self.reference: Reference | None = None
+        self._next: Reference | None = None
+        self._now: Tensor | None = None  # outputs on the reference batch at the present parameters
+        self._clear_means()
+        self._cap_told = False
+
+    def prepare(self, inputs: Any) -> None:
+        if self.rule.batch_from == "inputs":
+            if inputs is None:
+                raise AttachError(
+                    'CChain(batch_from="inputs") needs the batch', do="attach(..., inputs=batch)"
+                )
+            args, kwargs = as_call(inputs)
+            batch, self.past.layout = flatten(args, kwargs, -1)
+            self.past.batches.append(batch)
+            return
+        # On the outermost module: a hook there runs outside the graph that torch.compile made.
+        self._removers.append(
+            self.model.register_forward_pre_hook(Capture(self.model, self._receive), with_kwargs=True)
+        )
+
+    def _receive(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.past.add(args, kwargs, self.step)
+
+    # -- the term ---------------------------------------------------------------------------------
+    def term(self, parameters: Mapping[str, Tensor]) -> Tensor | None:
+        if self.reference is None:
+            return None
+        after = self._outputs(self.reference.batch)
+        self._now = after.detach()
+        return self.rule.distance(self.reference.outputs, after)
+
+    def _outputs(self, batch: Batch) -> Tensor:
+        if self.past.layout is None:
+            raise AttachError(
+                "CChain holds past inputs but has seen no training pass since its state was loaded",
+                do="run the model in training mode before optimizer.step()",
+            )
+        args, kwargs = self.past.layout.build(batch.tensors)
+        compiled = getattr(self.network, "_compiled_call_impl", None) is not None
+        eager: AbstractContextManager[Any] = (
+            torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+        )
+        with quiet_pass(self.network, self.rule.seed, self.device), eager:
+            return self.rule.select(self.network(*args, **kwargs))
+
+    def _before_step(self, optimizer: Optimizer) -> None:
+        if optimizer is self.optimizers[0]:
+            self._check_fed()
+        super()._before_step(optimizer)
+        if optimizer is self.optimizers[0]:
+            self._next = self._following()
+
+    def _after_step(self, optimizer: Optimizer) -> None:
+        super()._after_step(optimizer)
+        if optimizer is self.optimizers[0]:
+            self.reference, self._next, self._now = self._next, None, None
+
+    def _check_fed(self) -> None:
+        if self.step >= 2 and not self.past.batches:
+            raise AttachError(
+                "CChain has seen no training pass of the model",
+                do='attach before torch.compile and call the model itself, or use batch_from="inputs"',
+            )
+        if self.rule.target is not None and self.step >= self.rule.start and not self.losses_seen:
+            raise AttachError(
+                "CChain(target=...) needs the task's loss for its coefficient and has seen none",
+                do="call handle.observe_loss(loss) once per step, or give a fixed coef",
+            )
+
+    def _following(self) -> Reference | None:
+        """The reference for the next step, at the parameters that the coming update will leave."""
+        old = self.reference
+        if old is not None and (self.rule.batch_from == "inputs" or old.uses < self.rule.refresh):
+            if self._now is not None:  # one forward serves both: now is the next step's before
+                return Reference(old.batch, self._now, old.uses + 1)
+            batch, uses = old.batch, old.uses + 1
+        else:
+            rng = fresh.generator(self.rule.seed, self.step, "CChain", "cpu")
+            # Not from the batches of the step under way, whose update is the one to be damped.
+            drawn = self.past.draw(self.step, self.rule.fraction, rng)
+            if drawn is None:
+                return None
+            batch, uses = drawn, 1
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            return Reference(batch, self._outputs(batch).detach(), uses)
+
+    # -- the coefficient --------------------------------------------------------------------------
+    def observe_loss(self, loss: Tensor | float) -> None:
+        """Tell the task's loss of this step; only ``target`` needs it."""
+        self._loss = torch.as_tensor(loss, dtype=torch.float32, device=self.device).detach().abs()
+        self.losses_seen += 1
+
+    def coefficient(self) -> Tensor | float:
+        rule = self.rule
+        if rule.target is None:
+            return rule.coef
+        ratio = self.loss_window.nanmean() / (self.churn_window.nanmean() + 1e-8)
+        value = (rule.target * ratio).clamp(min=rule.floor, max=rule.cap)
+        return torch.where(value.isfinite() & (self.filled >= rule.start), value, rule.coef)
+
+    def _remember(self, distance: Tensor, loss: Tensor) -> None:
+        """Put one (churn, loss) pair into the windows; what is not finite does not count."""
+        slot = self.filled % self.rule.window
+        nan = torch.full_like(distance, math.nan)
+        self.churn_window[slot] = torch.where(distance.isfinite(), distance, nan)
+        self.loss_window[slot] = torch.where(loss.isfinite(), loss, nan)
+        self.filled += 1
+        if self.filled % self.rule.window == 0 and not self._cap_told:
+            value = float(self.coefficient())
+            if self.rule.target is not None and value >= self.rule.cap:
+                self._cap_told = True
+                warnings.warn(
+                    f"CChain: the coefficient reached its cap of {self.rule.cap:g} at step {self.step}; "
+                    "the churn is small beside the loss, and a larger coefficient would freeze the network",
+                    stacklevel=2,
+                )
+
+    def _clear_means(self) -> None:
+        self.churn_window = torch.full((self.rule.window,), math.nan, device=self.device)
+        self.loss_window = self.churn_window.clone()
+        self.filled = 0
+        self.losses_seen = 0
+        self._loss = torch.full((), math.nan, device=self.device)
+
+    def task(self, name: str | None = None) -> None:
+        super().task(name)
+        if self.rule.restart:
+            self._clear_means()
+            self.reference = None
+
+    # -- the gradient, over ranks -----------------------------------------------------------------
+    def _gradients(self, parameters: Mapping[str, Tensor]) -> Gradients | None:
+        self._value = None
+        found = super()._gradients(parameters)
+        distance = self._value
+        if self.rule.sync and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            # The batch is this rank's own and .grad has been reduced already. Every rank takes part,
+            # also one without a term, or the others would wait for it.
+            tensors = list(parameters.values())
+            filled = [
+                torch.zeros_like(p) if g is None else g
+                for g, p in zip(found or [None] * len(tensors), tensors, strict=True)
+            ]
+            nan = torch.full((), math.nan, device=self.device)
+            found, distance, self._loss = average(filled, nan if distance is None else distance, self._loss)
+        if distance is not None:
+            self._remember(distance, self._loss)
+        return found
+
+    # -- state ------------------------------------------------------------------------------------
+    def _state(self) -> dict[str, Any]:
+        kept = self.reference
+        return {
+            "batches": [b.state() for b in self.past.batches],
+            "reference": None
+            if kept is None
+            else {"batch": kept.batch.state(), "outputs": kept.outputs.clone(), "uses": kept.uses},
+            "churn_window": self.churn_window.clone(),
+            "loss_window": self.loss_window.clone(),
+            "loss": self._loss.clone(),
+            "filled": self.filled,
+            "losses_seen": self.losses_seen,
+            "cap_told": self._cap_told,
+        }
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        windows = [state.pop(key).detach().clone().to(self.device) for key in ("churn_window", "loss_window")]
+        if any(len(w) != self.rule.window for w in windows):
+            raise InputError("the window has another length", found=len(windows[0]), do=f"{self.rule.window}")
+        self.churn_window, self.loss_window = windows
+        self._loss = state.pop("loss").detach().clone().to(self.device)
+        self.filled, self.losses_seen = int(state.pop("filled")), int(state.pop("losses_seen"))
+        self._cap_told = bool(state.pop("cap_told"))
+        self.past.batches.clear()
+        self.past.batches.extend(Batch.restore(b, self.device) for b in state.pop("batches"))
+        kept = state.pop("reference")
+        self.reference = self._next = self._now = None
+        if kept is not None:
+            outputs = kept["outputs"].detach().clone().to(self.device)
+            self.reference = Reference(Batch.restore(kept["batch"], self.device), outputs, int(kept["uses"]))
+        super()._load_state(state)
+
+
+def as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A tensor, a tuple of positional or a mapping of keyword arguments, as (args, kwargs)."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (tuple(inputs), {}) if isinstance(inputs, (tuple, list)) else ((inputs,), {})
+
+
+def average(
+    gradients: list[Tensor], distance: Tensor, loss: Tensor
+) -> tuple[list[Tensor | None], Tensor, Tensor]:
+    """Mean over ranks: of the gradients over all of them, of churn and loss over those that have one."""
+    numbers = torch.stack([distance.float(), loss.float()])
+    known = numbers.isfinite()
+    numbers = torch.where(known, numbers, torch.zeros_like(numbers))
+    flat = torch.cat([*(g.flatten().float() for g in gradients), numbers, known.float()])
+    dist.all_reduce(flat)
+    *parts, total, count = flat.split([*(g.numel() for g in gradients), 2, 2])
+    means = torch.where(count > 0, total / count, torch.full_like(total, math.nan))
+    world = dist.get_world_size()
+    shaped = [(p / world).view_as(g).to(g.dtype) for p, g in zip(parts, gradients, strict=True)]
+    return cast("list[Tensor | None]", shaped), means[0], means[1]
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class CChain(Penalty):
+    """J + λ · D(f(B; θ_{t−1}), f(B; θ)) at θ = θ_t, for a batch B of inputs that the updates did not use.
+
+    Mechanism: NTK degeneration, seen as churn: how far an update moves the outputs on inputs outside its
+    batch. To first order the gradient is G (θ_t − θ_{t−1}), with G the Gauss–Newton matrix on B: the term damps
+    the last step where it changes other outputs. Source: Tang, Obando-Ceron, Castro, Courville, Berseth, "…
+    Reducing Churn", ICML 2025, arXiv 2506.00592. Cost: two forward passes and one backward pass over B
+    (``fraction`` shrinks B; ``refresh > 1`` saves one forward). Memory: ``memory`` batches and one set of outputs.
+
+    The reference is the parameters before the last update, never the present ones, whose gradient is zero.
+    The authors keep a list of deep copies for that; here the outputs on the next batch are taken just
+    before the step moves, which is the same number. The first two updates run without the term (as in their
+    PPO code; one with ``batch_from="inputs"``). Both passes run in eval behaviour: dropout is not counted as
+    churn and no buffer moves.
+
+    Where paper and code differ: for discrete policies the code uses cross entropy, −Σ p_old log p_new,
+    which is KL plus the entropy of the old outputs: the same gradient, but not zero when nothing changed, so
+    its automatic coefficient is another. The authors' target β = 1e4 belongs to that form and **freezes a
+    classifier**; β of about 0.01 to 0.1 belongs to ``mse``. They must not be mixed.
+
+    Args:
+        kind: "kl" (default) and "ce" on logits, "mse" on any output; the sample mean of `supple.functional.churn`.
+        class_dim: axis of the classes in the outputs; 1 for (N, C, H, W).
+        coef: λ; 10 helped most of {1, 10, 100, 1000} on random labels (1000 froze the network). With
+            ``target`` it is the coefficient until ``start`` steps have been seen.
+        target: β of λ = β · mean|loss| / (mean D + 1e-8), clamped to [floor, cap]; None keeps λ fixed. 1e-3
+            was best for KL on random labels (1e-2 froze). Needs ``handle.observe_loss(loss)`` per step.
+        cap: upper bound of λ, 100. The published code has none, and λ runs away: a larger λ lowers D, which
+            raises λ. Reaching it is warned about once.
+        floor: lower bound of λ; 1 in the PPO codes, 0 here.
+        window: number of steps in the two running means (50 iterations in the Gym code).
+        start: steps before the first adaptation (10 in the Gym code).
+        fraction: part of a past batch that is used, in (0, 1]. Needs samples on axis 0.
+        refresh: steps for which one reference batch serves; 1 is the published form.
+        memory: number of past training batches kept, of which one is drawn.
+        batch_from: "recent" draws from those; "inputs" always uses the batch given to ``attach(inputs=)``.
+        output: picks the tensor out of the model's output; by default the tensor itself, ``.logits``, or
+            the first element.
+        restart: ``handle.task()`` restarts λ and the reference (three of the four published codes do).
+        sync: average the gradient over the ranks of the default process group, if there is one.
+        seed: of the draw of reference batches.
+
+    >>> model = nn.Linear(4, 3)
+    >>> handle = CChain(coef=1.0).attach(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    >>> handle.penalty().item()  # no update has been made
+    0.0
+    """
+
+    handle_class: ClassVar[type[PenaltyHandle[Any]]] = CChainHandle
+    mechanism: ClassVar[Mechanism | None] = Mechanism.NTK_DEGENERATION
+    cost: ClassVar[str] = "medium"
+    level: ClassVar[int] = 1
+    source: ClassVar[str] = "Tang et al., ICML 2025, arXiv 2506.00592"
+
+    coef: float = 10.0
+    kind: Literal["kl", "mse", "ce"] = "kl"
+    class_dim: int = -1
+    target: float | None = None
+    cap: float = 100.0
+    floor: float = 0.0
+    window: int = 50
+    start: int = 10
+    fraction: float = 1.0
+    refresh: int = 1
+    memory: int = 8
+    batch_from: Literal["recent", "inputs"] = "recent"
+    restart: bool = True
+    sync: bool = True
+    seed: int = 0
+    output: Callable[[Any], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kind not in ("kl", "mse", "ce"):
+            raise InputError("unknown kind", found=self.kind, do='choose "kl", "mse" or "ce"')
+        if self.batch_from not in ("recent", "inputs"):
+            raise InputError("unknown batch_from", found=self.batch_from, do='choose "recent" or "inputs"')
+        if not 0.0 < self.fraction <= 1.0:
+            raise InputError("fraction must lie in (0, 1]", found=self.fraction)
+        if min(self.window, self.start, self.refresh) < 1 or self.memory < 2:
+            raise InputError("window, start and refresh must be at least 1, memory at least 2", found=self)
+        if not 0.0 <= self.floor <= self.cap or not math.isfinite(self.cap):
+            raise InputError("need 0 <= floor <= cap, finite", found=(self.floor, self.cap))
+        if self.target is not None and not (math.isfinite(self.target) and self.target > 0):
+            raise InputError("target must be positive and finite", found=self.target)
+
+    def term(self, parameters: Mapping[str, Tensor], handle: PenaltyHandle[Any]) -> Tensor | None:
+        return handle.term(parameters)
+
+    def distance(self, before: Tensor, after: Tensor) -> Tensor:
+        """D between the outputs before and after the last update."""
+        return churn(before, after, self.kind, self.class_dim)
+
+    def select(self, outputs: Any) -> Tensor:
+        """The tensor of the model's output that the churn is about."""
+        if self.output is not None:
+            picked = self.output(outputs)
+        elif isinstance(outputs, Tensor):
+            picked = outputs
+        elif hasattr(outputs, "logits"):
+            picked = outputs.logits
+        elif isinstance(outputs, Mapping) and "logits" in outputs:
+            picked = outputs["logits"]
+        else:
+            picked = outputs[0] if isinstance(outputs, (tuple, list)) and outputs else None
+        if not isinstance(picked, Tensor):
+            raise InputError(
+                "cannot tell which output to compare", found=type(outputs).__name__, do="pass output=callable"
+            )
+        return picked

@@ -1,0 +1,113 @@
+"""The runner: all runs, once, whatever happens to the workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from supple.bench import Progress, collect, grid, run, run_list
+from supple.bench.protocols import DigitsPermuted
+from supple.errors import InputError, StoreError
+from supple.store import load
+
+from .tiny import content, die, die_once, fail, interrupt, tiny, weigh
+
+
+def test_workers_give_what_one_process_gives_and_later_calls_compute_only_the_new(tmp_path: Path) -> None:
+    seeds = [tiny(seed=s, measure_every=2) for s in (0, 1)]
+    seen: list[Progress] = []
+    outcome = run_list(seeds, tmp_path / "pool", workers=2, measure=weigh, progress=seen.append)
+    assert outcome.ok
+    assert outcome.skipped == 0
+    fractions = [p.fraction for p in seen]
+    assert fractions == sorted(fractions)
+    assert (fractions[0], fractions[-1]) == (0.0, 1.0)
+    assert seen[0].seconds_left is None
+    assert seen[-1].seconds_left == 0.0
+    assert seen[-1].done == seen[-1].total == 2
+    here = run_list(seeds, tmp_path / "here", workers=0, measure=weigh)
+    assert [content(f) for f in outcome.folders] == [content(f) for f in here.folders]
+    before = {f: f.stat().st_mtime_ns for f in (tmp_path / "here").rglob("*") if f.is_file()}
+    more = [*seeds, tiny(seed=2, measure_every=2), tiny(method="linear", measure_every=2)]
+    again = run_list(more, tmp_path / "here", workers=0, measure=weigh)
+    assert again.skipped == 2
+    assert {f: f.stat().st_mtime_ns for f in before} == before
+    assert all(load(f).done for f in again.folders)
+
+
+def test_a_failing_run_is_reported_with_its_traceback_and_the_others_go_on(tmp_path: Path) -> None:
+    specs = [tiny(seed=s, measure_every=2) for s in (0, 1, 2)]
+    seen: list[Progress] = []
+    outcome = run_list(specs, tmp_path, workers=1, measure=fail, progress=seen.append)
+    assert list(outcome.errors) == ["digits-permuted/plain/seed-1"]
+    assert "ZeroDivisionError: the instrument broke" in outcome.errors["digits-permuted/plain/seed-1"]
+    assert [load(f).done for f in outcome.folders] == [True, False, True]
+    assert seen[-1].failed == ("digits-permuted/plain/seed-1",)
+    assert seen[-1].fraction == pytest.approx(1.0)
+    assert run_list(specs, tmp_path, workers=0, measure=weigh).skipped == 2
+
+
+def test_a_killed_worker_is_replaced_and_its_run_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUPPLE_TEST_MARK", str(tmp_path / "mark"))
+    spec = tiny(tasks=5, measure_every=1)
+    outcome = run_list([spec], tmp_path / "a", workers=1, measure=die_once)
+    assert (tmp_path / "mark").exists()
+    assert outcome.ok
+    assert content(outcome.folders[0]) == content(run(spec, tmp_path / "b", measure=weigh))
+
+
+@pytest.mark.slow
+def test_a_run_that_kills_every_worker_is_given_up(tmp_path: Path) -> None:
+    specs = [tiny(seed=s, tasks=2, measure_every=1) for s in (1, 0)]
+    outcome = run_list(specs, tmp_path, workers=1, measure=die)
+    assert "died 3 times, last with exit code -9" in outcome.errors["digits-permuted/plain/seed-1"]
+    assert load(outcome.folders[1]).done
+
+
+def test_an_interrupt_leaves_a_state_that_resumes(tmp_path: Path) -> None:
+    spec = tiny(tasks=4, measure_every=1)
+    with pytest.raises(KeyboardInterrupt):
+        run_list([spec], tmp_path, workers=0, measure=interrupt)
+    assert run_list([spec], tmp_path, workers=0, measure=weigh).ok
+
+
+def test_the_list_is_checked_before_anything_is_computed(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="same folder"):
+        run_list([tiny(), tiny(tasks=3)], tmp_path)
+    run(tiny(tasks=2, seed=1), tmp_path)
+    with pytest.raises(StoreError, match="another configuration"):
+        run_list([tiny(tasks=3), tiny(tasks=3, seed=1)], tmp_path, workers=0)
+    assert not tiny().folder(tmp_path).exists()
+    with pytest.raises(InputError, match="negative"):
+        run_list([tiny()], tmp_path, workers=-1)
+
+
+def test_collect_summarises_and_names_what_it_leaves_out(tmp_path: Path) -> None:
+    run_list([tiny(method=m, seed=s) for s in (0, 1) for m in ("plain", "fresh")], tmp_path, workers=0)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny(seed=5, measure_every=1), tmp_path, measure=interrupt)
+    summary = collect(tmp_path)
+    assert summary.left_out == {"digits-permuted/plain/seed-5": "not finished"}
+    plain, fresh = summary.row("plain"), summary.row("fresh")
+    assert plain.seeds == fresh.seeds == (0, 1)
+    assert plain.against_fresh.difference.value == pytest.approx(plain.last.value - fresh.last.value)
+    assert fresh.against_fresh is None
+    text = str(summary)
+    assert "left out" in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert len(summary.to_csv().splitlines()) == 3
+    assert summary.to_dicts()[0]["last"]["value"] == plain.last.value
+    victim = tiny(seed=1).folder(tmp_path) / "records.jsonl"
+    victim.write_bytes(victim.read_bytes()[:-10])
+    assert "checksum" in collect(tmp_path).left_out["digits-permuted/plain/seed-1"]
+    with pytest.raises(StoreError, match="no runs here"):
+        collect(tmp_path / "nothing")
+
+
+def test_grid_orders_by_seed() -> None:
+    labels = [s.label for s in grid(DigitsPermuted(tasks=1), ["plain", "fresh"], [0, 1], measure_every=1)]
+    assert labels[1] == "digits-permuted/fresh/seed-0"
+    assert labels[2] == "digits-permuted/plain/seed-1"
