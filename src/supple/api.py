@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from supple.observe import Monitor as Monitor
+from supple.observe import Monitor
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from supple.records import Records
     from supple.scan import ScanReport
     from supple.topology import Coverage
+
+__all__ = ["Monitor", "coverage", "diagnose", "ntk", "plan", "scan", "trial"]
 
 LossFn = Callable[..., Any]
 

@@ -44,27 +44,33 @@ class Taps:
         self.unseen: dict[str, str] = {}  # layers that gave no value at all, and why
         self.flow = Flow()
 
+    def clear(self) -> None:
+        """Forget the values of a pass that is about to be repeated."""
+        for collected in (self.pre, self.pre_grad, self.flow.responses, self.flow.reasons):
+            collected.clear()
+
     @property
     def post(self) -> dict[str, list[Tap]]:
         """Values after the first nonlinearity; a layer for which it was not found in every call is absent."""
-        found: dict[str, list[Tap]] = {}
-        for name, calls in self.pre.items():
-            taps = [self._assemble((name, i)) for i in range(len(calls))]
-            complete = [t for t in taps if isinstance(t, Tap)]
-            if len(complete) == len(taps):
-                found[name] = complete
-        return found
+        return {name: taps for name in self.pre if (taps := self.post_of(name))}
 
     @property
     def missing(self) -> dict[str, str]:
         """Layers absent from `post`, each with the reason."""
-        reasons = dict(self.unseen)
-        for name, calls in self.pre.items():
-            for i in range(len(calls)):
-                result = self._assemble((name, i))
-                if isinstance(result, str):
-                    reasons.setdefault(name, result)
-        return reasons
+        return {name: reason for name in (*self.unseen, *self.pre) if (reason := self.reason_of(name))}
+
+    def post_of(self, name: str) -> list[Tap]:
+        """The values of one layer after the nonlinearity, one per call; empty where `reason_of` tells why."""
+        taps = [self._assemble((name, i)) for i in range(len(self.pre.get(name, [])))]
+        found = [t for t in taps if isinstance(t, Tap)]
+        return found if len(found) == len(taps) else []
+
+    def reason_of(self, name: str) -> str:
+        """Why one layer is absent from `post`; empty where it is not."""
+        if name in self.unseen:
+            return self.unseen[name]
+        results = [self._assemble((name, i)) for i in range(len(self.pre.get(name, [])))]
+        return next((r for r in results if isinstance(r, str)), "" if results else NEVER_CALLED)
 
     def _assemble(self, source: Source) -> Tap | str:
         """Join the responses of all units of one call, or say why that is not possible."""

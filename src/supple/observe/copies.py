@@ -1,0 +1,67 @@
+"""Independent copies of a live network: no wrapper, no hooks of others, no shared state."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+
+from torch import nn
+
+from supple.errors import InputError
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks_with_kwargs",
+)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The network inside ``torch.compile`` and (Distributed)DataParallel wrappers.
+
+    >>> net = nn.Linear(2, 2)
+    >>> unwrap(nn.DataParallel(net)) is net
+    True
+    """
+    while True:
+        inner = model._modules.get("_orig_mod")
+        if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = model.module
+        if inner is None:
+            return model
+        model = inner
+
+
+def clean_copy(model: nn.Module) -> nn.Module:
+    """A deep copy that carries none of the hooks that others put on the model.
+
+    Hooks of `torch` itself stay: old-style weight normalisation and pruning compute weights in them.
+
+    Raises:
+        InputError: the model cannot be copied.
+
+    >>> net = nn.Linear(2, 2)
+    >>> _ = net.register_forward_hook(lambda *_: None)
+    >>> len(clean_copy(net)._forward_hooks)
+    0
+    """
+    model = unwrap(model)
+    memo: dict[int, object] = {}
+    for module in model.modules():
+        for name in _HOOKS:
+            hooks = getattr(module, name)
+            # deepcopy asks the memo first: it never walks into what a foreign hook refers to
+            kept = {k: h for k, h in hooks.items() if type(h).__module__.startswith("torch.")}
+            memo[id(hooks)] = OrderedDict(copy.deepcopy(kept))
+    try:
+        return copy.deepcopy(model, memo)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise InputError(
+            "the model cannot be copied",
+            found=f"{type(error).__name__}: {error}",
+            do="make copy.deepcopy(model) work (often a module keeps an activation or a file handle)",
+        ) from error
