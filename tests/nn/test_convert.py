@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from supple.nn import CReLU, DeepFourier, convert_
 
 def mlp(*sizes):
     layers: list[nn.Module] = []
-    for a, b in zip(sizes, sizes[1:], strict=False):
+    for a, b in pairwise(sizes):
         layers += [nn.Linear(a, b), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -262,7 +263,7 @@ def test_odd_sizes_between_channels_and_consumer_are_refused_by_the_trial_run():
             return self.b(self.act(self.a(x)).view(-1, 6))
 
     model = Pooled()
-    with pytest.raises(TopologyError, match="does not run|another shape"):
+    with pytest.raises(TopologyError, match=r"does not run|another shape"):
         convert_(model, "crelu", "double", inputs=torch.randn(3, 6))
     assert model.b.in_features == 6
 
