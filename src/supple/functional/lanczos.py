@@ -105,7 +105,8 @@ def bidiagonalise(w: Tensor, start: Tensor, steps: int) -> Bidiagonal:
 
 def largest_entry(w: Tensor) -> Tensor:
     """max |w_ij| without a temporary of the size of ``w``; NaN where there is one."""
-    low, high = torch.aminmax(w)
+    # a transposed view would be copied first
+    low, high = torch.aminmax(w.mT if w.stride(0) < w.stride(1) else w)
     return torch.maximum(low.abs(), high.abs())
 
 
