@@ -56,7 +56,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--samples", type=int, default=256, help="probe samples (default 256)")
-    parser.add_argument("--repeats", type=int, default=7, help="runs of ours, the best counts (default 7)")
+    parser.add_argument("--repeats", type=int, default=15, help="runs of ours, the best counts")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -6,6 +6,7 @@ Shape letters: N samples, C outputs per sample, B cotangents at a time, T positi
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -43,8 +44,8 @@ def ntk(
     hooks: for a Linear layer K += (A A^T + 1) * (G G^T), elsewhere position pairs or one layer's per-sample
     gradients, whichever needs fewer operations; a weight used several times gets its cross terms. Parameters
     used in any other way (bare parameters, packed attention, recurrent layers) go through per-sample
-    gradients of the whole network restricted to them. Gradients have the dtype of the model, sums are float64.
-    No object of the size of all parameters times N exists for a network of Linear layers.
+    gradients of the whole network restricted to them. Gradients have the dtype of the model, sums are
+    float64. No object of the size of all parameters times N exists for a network of Linear layers.
 
     Samples must not influence one another (batch statistics do): this is tested with scaled cotangents,
     not assumed. Nothing of the model's state changes: buffers, flags, gradients, random state.
@@ -187,9 +188,9 @@ def _plain_eager(model: nn.Module) -> Iterator[None]:
     Fused attention kernels have no batching rule, so that many cotangents at once would run one by one.
     """
     device = next((p.device.type for p in model.parameters()), "cpu")
-    with (
-        torch.compiler.set_stance("force_eager"),
-        torch.autocast(device, enabled=False),
-        sdpa_kernel(SDPBackend.MATH),
-    ):
+    with contextlib.ExitStack() as stack:
+        if "torch._dynamo" in sys.modules:  # importing it takes a second, and without it nothing is compiled
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         yield

@@ -53,6 +53,10 @@ class Kernel:
     def add_vectors(self, similar: Tensor, g: Tensor) -> None:
         """Layers without positions: similarity of inputs (N, N) times that of gradients (B, N, 1, O)."""
         full = self.kind == "full"
+        if full and self._is_output(g):
+            # gradients of outputs by themselves: only equal outputs meet
+            self.values.view(self.n, self.c, self.n, self.c).diagonal(dim1=1, dim2=3).add_(similar[..., None])
+            return
         rows = g[:, :, 0].transpose(0, 1).to(self.values.dtype)  # (N, B, O)
         per = self.c if full else 1
         rows = rows.reshape(self.n * per, -1)
@@ -63,6 +67,13 @@ class Kernel:
             weight = similar[i:j, :j]
             block.view(j - i, per, j, per).mul_(weight[:, None, :, None])
             self.values[i * per : j * per, : j * per] += block
+
+    def _is_output(self, g: Tensor) -> bool:
+        """True for gradients (B, N, 1, O) of the output layer: one-hot in the cotangent's own output."""
+        if g.shape[-1] != self.c:
+            return False
+        rows = g[:, :, 0]
+        return torch.equal(rows, torch.eye(self.c, dtype=g.dtype, device=g.device)[:, None].expand_as(rows))
 
     def add_pairs(self, similar: Tensor, g: Tensor) -> None:
         """Layers with positions: similarity of inputs (N T, N T), gradients (B, N, T, O)."""
