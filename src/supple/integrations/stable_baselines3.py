@@ -31,7 +31,9 @@ def policy_outputs(policy: Any, observations: Tensor) -> Tensor:
         if isinstance(distribution, list):  # multi-discrete: one distribution per action dimension
             return torch.cat([d.logits for d in distribution], dim=-1)
         return distribution.logits if hasattr(distribution, "logits") else distribution.mean
-    return policy.actor(observations, deterministic=True)
+    if hasattr(policy.actor, "get_action_dist_params"):  # SAC: the mean before squashing
+        return policy.actor.get_action_dist_params(observations)[0]
+    return policy.actor(observations)
 
 
 def imitation_loss(outputs: Tensor, actions: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
 """Hugging Face Trainer: one callback that observes a fine-tuning run (extra ``llm``).
 
     from supple.integrations.transformers import SuppleCallback
-    trainer = Trainer(model, args, train_dataset=…, eval_dataset=…, callbacks=[SuppleCallback()])
+    trainer = Trainer(model, args, train_dataset=…, eval_dataset=…, callbacks=[SuppleCallback(eval_set)])
     trainer.train()
 
-The probe is the first batch of the evaluation set unless one is given. Measurements act through hooks on
+Give the evaluation set as the probe; without one the first training samples serve, which makes the loss an
+in-sample one and is warned about. Measurements act through hooks on
 the optimizer that the Trainer made, so accumulation and mixed precision need no extra code; gradients are
 seen after the Trainer's clipping. The monitor's state is saved inside each checkpoint folder and taken up
 again when training resumes from it. Without interventions the trained weights are bit-identical.
@@ -12,6 +13,7 @@ again when training resumes from it. Without interventions the trained weights a
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +48,8 @@ class SuppleCallback(_base):  # type: ignore[misc]
     """Attach a `supple.Monitor` and interventions to a Trainer run.
 
     Args:
-        probe: ``(inputs mapping, labels)``; by default the first evaluation batch.
+        probe: ``(inputs mapping, labels)``, or a data set of dicts whose first ``probe_size`` rows serve.
+        probe_size: rows taken from a data set.
         every: optimizer steps between two measurements (int or callable).
         loss_fn: ``loss_fn(logits, labels)``; by default next-token or class cross-entropy.
         instruments: the bundle, as in `supple.Monitor`.
@@ -58,15 +61,16 @@ class SuppleCallback(_base):  # type: ignore[misc]
 
     def __init__(
         self,
-        probe: tuple[Mapping[str, Any], Tensor] | None = None,
+        probe: tuple[Mapping[str, Any], Tensor] | Any = None,
         every: int | Callable[[int], bool] = 100,
         *,
+        probe_size: int = 16,
         loss_fn: Callable[[Tensor, Tensor], Tensor] = token_loss,
         instruments: str = "economy",
         interventions: Sequence[Any] = (),
         sinks: Sequence[Any] = (),
     ) -> None:
-        self.probe, self.every, self.loss_fn = probe, every, loss_fn
+        self.probe, self.every, self.loss_fn, self.probe_size = probe, every, loss_fn, probe_size
         self.instruments, self.interventions, self.sinks = instruments, tuple(interventions), tuple(sinks)
         self.monitor: Any = None
         self.handles: list[Any] = []
@@ -76,7 +80,7 @@ class SuppleCallback(_base):  # type: ignore[misc]
 
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's shell around the real one
-        inputs, labels = self.probe or self._first(kwargs.get("eval_dataloader"), args)
+        inputs, labels = self._find(kwargs.get("eval_dataloader") or kwargs.get("train_dataloader"), args)
         self.monitor = supple.Monitor(
             model,
             optimizer,
@@ -130,17 +134,25 @@ class SuppleCallback(_base):  # type: ignore[misc]
         for handle, saved in zip(self.handles, state["handles"], strict=True):
             handle.load_state_dict(saved)
 
-    def _first(self, loader: Any, args: Any) -> tuple[dict[str, Any], Tensor]:
-        if loader is None:
-            raise InputError(
-                "no probe: the Trainer has no evaluation set",
-                do="pass eval_dataset to the Trainer or probe=(inputs, labels) to the callback",
+    def _find(self, loader: Any, args: Any) -> tuple[dict[str, Any], Tensor]:
+        """The probe on the training device: the given one, or the first rows of a data set."""
+        if isinstance(self.probe, tuple):
+            batch = {**self.probe[0], "labels": self.probe[1]}
+        else:
+            if self.probe is None:
+                warnings.warn(
+                    "no probe was given to SuppleCallback: the first training samples serve, so its loss is "
+                    "in-sample; pass the evaluation set as probe",
+                    stacklevel=2,
+                )
+            data = loader.dataset if self.probe is None else self.probe
+            # rows by index: a sampler would draw from the global generator and change the run
+            rows = [data[i] for i in range(min(len(data), self.probe_size))]
+            collate = (
+                loader.collate_fn if loader is not None else need("transformers", "llm").default_data_collator
             )
-        # a plain pass over the data set: the loader's own sampler would draw from the global generator
-        data, collate = loader.dataset, loader.collate_fn
-        size = min(len(data), getattr(args, "per_device_eval_batch_size", 8))
-        batch = dict(collate([data[i] for i in range(size)]))
+            batch = dict(collate(rows)) if rows else {}
         if "labels" not in batch:
-            raise InputError("the evaluation batch has no labels", found=sorted(batch), do="pass probe=")
+            raise InputError("the probe has no labels", found=sorted(batch), do="pass probe=(inputs, labels)")
         labels = batch.pop("labels").to(args.device)
         return {k: v.to(args.device) for k, v in batch.items() if isinstance(v, Tensor)}, labels

@@ -33,7 +33,7 @@ class Reference:
 
 
 class CChainHandle(PenaltyHandle["CChain"]):
-    """Owns past inputs, the reference batch with its outputs before the last update, and the running means."""
+    """Owns past inputs, the reference batch with its outputs before the update, and the running means."""
 
     def __init__(self, intervention: CChain, model: nn.Module, optimizer: Optimizers) -> None:
         super().__init__(intervention, model, optimizer)
@@ -256,10 +256,10 @@ class CChain(Penalty):
     """J + λ · D(f(B; θ_{t−1}), f(B; θ)) at θ = θ_t, for a batch B of inputs that the updates did not use.
 
     Mechanism: NTK degeneration, seen as churn: how far an update moves the outputs on inputs outside its
-    batch. To first order the gradient is G (θ_t − θ_{t−1}), with G the Gauss–Newton matrix on B: the term damps
-    the last step where it changes other outputs. Source: Tang, Obando-Ceron, Castro, Courville, Berseth, "…
-    Reducing Churn", ICML 2025, arXiv 2506.00592. Cost: two forward passes and one backward pass over B
-    (``fraction`` shrinks B; ``refresh > 1`` saves one forward). Memory: ``memory`` batches and one set of outputs.
+    batch. To first order the gradient is G (θ_t − θ_{t−1}), with G the Gauss–Newton matrix on B: the term
+    damps the last step where it changes other outputs. Source: Tang, Obando-Ceron, Castro, Courville,
+    Berseth, ICML 2025, arXiv 2506.00592. Cost: two forward passes and one backward pass over B
+    (``fraction`` shrinks B, ``refresh > 1`` saves one forward). Memory: ``memory`` batches, one output.
 
     The reference is the parameters before the last update, never the present ones, whose gradient is zero.
     The authors keep a list of deep copies for that; here the outputs on the next batch are taken just
@@ -273,7 +273,7 @@ class CChain(Penalty):
     classifier**; β of about 0.01 to 0.1 belongs to ``mse``. They must not be mixed.
 
     Args:
-        kind: "kl" (default) and "ce" on logits, "mse" on any output; the sample mean of `supple.functional.churn`.
+        kind: "kl" (default) and "ce" on logits, "mse" on any output (see `supple.functional.churn`).
         class_dim: axis of the classes in the outputs; 1 for (N, C, H, W).
         coef: λ; 10 helped most of {1, 10, 100, 1000} on random labels (1000 froze the network). With
             ``target`` it is the coefficient until ``start`` steps have been seen.

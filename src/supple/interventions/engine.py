@@ -43,6 +43,15 @@ class ResetEvent:
 
 
 @dataclass(frozen=True)
+class LayerSkipped:
+    """A layer that was left alone at a step on which it was due, and why."""
+
+    step: int
+    layer: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class _Write:
     """What happens to ``target[where.at]``: ``values`` replaces it, or is added to it.
 
@@ -258,7 +267,7 @@ class ResetEngine:
         writes = []
         for name, where in (
             (layer.weight, Slice(layer.unit_dim, rows)),
-            (layer.bias, Slice(0, rows if layer.unit_dim == 0 else units)),
+            (layer.bias, Slice(0, rows)),
         ):
             if name is None:
                 continue
@@ -274,7 +283,8 @@ class ResetEngine:
         return writes
 
     def _norm(self, norm: Norm, units: Tensor) -> list[_Write]:
-        where = Slice(0, torch.from_numpy(norm.index)[units])
+        index = torch.from_numpy(norm.index)[units]
+        where = Slice(0, index[index >= 0])  # -1: the norm does not see this unit
         writes = [self._owned(n, where, v) for n, v in ((norm.scale, 1.0), (norm.shift, 0.0)) if n]
         for name in norm.running:
             buffer = self.buffers[name]

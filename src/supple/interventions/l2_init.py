@@ -25,6 +25,8 @@ class L2InitHandle(PenaltyHandle["L2Init"]):
     @torch.no_grad()
     def _gradients(self, parameters: Mapping[str, Tensor]) -> Gradients | None:
         """2 · coef · (θ − θ₀): bit for bit autograd's, without its temporaries."""
+        if any(p.dtype not in (torch.float32, torch.float64) for p in parameters.values()):
+            return super()._gradients(parameters)  # in float32, as the base does it
         apart = torch._foreach_sub(list(parameters.values()), [self.initial[n] for n in parameters])
         return torch._foreach_mul(apart, 2.0 * self.rule.coef)
 

@@ -1,4 +1,4 @@
-"""Which matrices does a network multiply by? Weights as matrices, packed ones in their blocks, tied ones once."""
+"""Which matrices does a network multiply by? Packed weights in their blocks, tied ones once."""
 
 from __future__ import annotations
 
@@ -37,6 +37,12 @@ class Matrix:
     rows: tuple[int, ...] | slice | None = None
     groups: int = 1
     transposed: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """The whole of one parameter, as it is stored: rows are units, one group."""
+        whole = self.rows is None and self.groups == 1 and not self.transposed
+        return whole and self.parameters == {self.name}
 
     def read(self) -> Tensor:
         """(m, n), or (groups, m, n); through the parametrisation, if the module has one."""

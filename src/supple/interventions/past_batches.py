@@ -1,4 +1,4 @@
-"""The last few training batches, kept beside the model: a source of inputs that are not in the current batch."""
+"""The last few training batches, kept beside the model: inputs that are not in the current batch."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Batch:
         return next(iter(self.tensors.values())).shape[0]
 
     def part(self, fraction: float, generator: torch.Generator) -> Batch:
-        """A random ``fraction`` of the samples (at least one), along axis 0 of every tensor of that length."""
+        """A random ``fraction`` of the samples (at least one), from axis 0 of every tensor of that length."""
         total = self.samples
         count = max(1, math.ceil(fraction * total))
         if count == total:

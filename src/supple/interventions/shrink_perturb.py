@@ -83,21 +83,21 @@ class ShrinkAndPerturb(Intervention):
     Perturbing with the *stored initial* weights, as one library does, is none of these: it is L2-Init.
 
     Args:
-        shrink: factor of the old parameters, in [0, 1]. 0.5 once per task held .76 online accuracy on permuted
-            digits against .56 without; per step later work used 1 − 1e-3 … 1 − 1e-5.
+        shrink: factor of the old parameters, in [0, 1]. 0.5 once per task held .76 online accuracy on
+            permuted digits against .56 without; per step later work used 1 − 1e-3 … 1 − 1e-5.
         perturb: factor of the noise, ≥ 0. 0.5 for fresh draws; per step later work used 1e-2 (1e-4 on
             Continual ImageNet).
         every: ``"task"``, a number of steps, or a callable step → bool.
         scaling: see above.
         initial: for ``"ash_adams"``, the law of a fresh draw (see `supple.fresh.draw`): "auto" is the
             default of PyTorch for the layer's class; name the law if the network was initialised otherwise.
-        seed: of the noise, keyed with the step and the parameter's name, so that ranks and resumed runs agree.
+        seed: of the noise, keyed with the step and the parameter's name: ranks and resumed runs agree.
         filter_fn: ``(module, parameter name) -> bool``; False leaves the parameter alone.
 
     >>> model = nn.Linear(4, 4)
     >>> opt = torch.optim.SGD(model.parameters(), lr=0.1)
     >>> handle = ShrinkAndPerturb(shrink=0.0, perturb=0.0).attach(model, opt)
-    >>> handle.apply_(); float(model.weight.abs().sum())
+    >>> handle.apply_(); model.weight.abs().sum().item()
     0.0
     """
 

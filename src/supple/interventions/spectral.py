@@ -8,13 +8,14 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from supple.errors import AttachError, InputError
 from supple.functional import bias_penalty, largest_singular_value, power_step, spectral_penalty
 from supple.interventions.base import Optimizers, register
 from supple.interventions.matrices import Inventory, Matrix, inventory
 from supple.interventions.past_batches import Capture
-from supple.interventions.penalty import Penalty, PenaltyHandle, total
+from supple.interventions.penalty import Penalty, PenaltyHandle, add_to_grad, total
 from supple.status import Mechanism
 
 #: how often the estimates are compared with those before, and the fall that calls for a new start
@@ -116,6 +117,71 @@ class SpectralHandle(PenaltyHandle["SpectralRegularization"]):
         self._new[matrix.name], self._sigmas[matrix.name] = new, sigma.detach()
         return sigma
 
+    @torch.no_grad()
+    def _add_gradient(self, optimizer: Optimizer, parameters: dict[str, Tensor]) -> None:
+        """Plain matrices by a stacked closed form that writes rank-one updates; the rest by autograd."""
+        if self._loaded:
+            self._meet_weights()
+        wide = all(p.dtype in (torch.float32, torch.float64) for p in parameters.values())
+        if self.parts is None or self.rule.block > 1 or not wide:
+            return super()._add_gradient(optimizer, parameters)
+        quick = [m for m in self.parts.matrices if m.plain and m.name in parameters]
+        places = [into for m in quick if (into := _place(parameters[m.name], m)) is not None]
+        if len(places) < len(quick):
+            return super()._add_gradient(optimizer, parameters)
+        scale = getattr(optimizer, "grad_scale", None)
+        if quick:
+            self._add_rank_one(quick, [parameters[m.name] for m in quick], places, scale)
+        vectors = self._vector_gradients(parameters)
+        add_to_grad({n: parameters[n] for n in vectors}, list(vectors.values()), scale)
+        done = {*vectors, *(m.name for m in quick)}
+        rest = {n: p for n, p in parameters.items() if n not in done and n not in self.parts.skipped}
+        return super()._add_gradient(optimizer, rest) if rest else None
+
+    def _vector_gradients(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """coef · 2k (Σb²)^{k−1} b of a bias, coef · 2 (|γ|^k − 1) k |γ|^{k−1} sign γ of a scale."""
+        assert self.parts is not None
+        k, coef = self.rule.k, self.rule.coef
+        found: dict[str, Tensor] = {}
+        names = [n for n in self.parts.biases if n in parameters] if self.rule.biases else []
+        if names:
+            biases = [parameters[n] for n in names]
+            norms = torch.stack(torch._foreach_norm(biases))
+            factors = norms.square().pow(k - 1) * (2 * k * coef)
+            found.update(zip(names, torch._foreach_mul(biases, list(factors.unbind())), strict=True))
+        for name in self.parts.scales if self.rule.norms else ():
+            if name in parameters:
+                size = parameters[name].abs()
+                slope = 2 * k * coef * (size.pow(k) - 1) * size.pow(k - 1)
+                found[name] = slope * parameters[name].sign()
+        return found
+
+    def _add_rank_one(
+        self, matrices: list[Matrix], weights: list[Tensor], places: list[Tensor], scale: Tensor | None
+    ) -> None:
+        """grad += coef · 2 (σ^k − 1) k σ^{k−1} · u vᵀ with the same u, v and σ as `power_step`."""
+        k, names = self.rule.k, [m.name for m in matrices]
+        left, right = [], []
+        for weight, name in zip(weights, names, strict=True):  # both products while W is in the cache
+            flat = weight.flatten(1)
+            left.append(torch.mv(flat, self.vectors[name]))
+            right.append(torch.mv(flat.mT, left[-1]))
+        # u = left / |left|, v = right / |right|, σ = |Wᵀu| = |right| / |left|; 0 / 0 is meant to be 0
+        left_norms = torch.stack(torch._foreach_norm(left)).clamp_min(1e-30)
+        right_norms = torch.stack(torch._foreach_norm(right))
+        sigma = right_norms / left_norms
+        factor = self.rule.coef * 2 * (sigma.pow(k) - 1) * k * sigma.pow(k - 1)
+        if scale is not None:
+            factor = factor * scale.to(factor)
+        right_norms = right_norms.clamp_min(1e-30)
+        new = torch._foreach_div(right, list(right_norms.unbind()))
+        left = torch._foreach_mul(left, list((factor / left_norms).unbind()))
+        for rows, columns, place in zip(left, new, places, strict=True):
+            place.addr_(rows, columns)
+        norms = sigma.unbind()
+        self._new.update(zip(names, new, strict=True))
+        self._sigmas.update(zip(names, norms, strict=True))
+
     def _build_late(self) -> None:
         if self._call is None:
             raise AttachError(
@@ -141,7 +207,7 @@ class SpectralHandle(PenaltyHandle["SpectralRegularization"]):
         if names:
             now = torch.stack([self._sigmas[n] for n in names])
             before = torch.stack([self._watched[n] for n in names])
-            sound = (now >= _FALL * before).tolist()
+            sound = ((now >= _FALL * before) & (now > 0)).tolist()
             stale = {n for n, ok in zip(names, sound, strict=True) if not ok}
             self.vectors.update({m.name: self._start(m) for m in self.parts.matrices if m.name in stale})
         self._watched = dict(self._sigmas)
@@ -149,9 +215,8 @@ class SpectralHandle(PenaltyHandle["SpectralRegularization"]):
     @torch.no_grad()
     def _meet_weights(self) -> None:
         """Keep loaded vectors that fit the weights (bit for bit), start the others anew."""
-        assert self.parts is not None
         self._loaded = False
-        for matrix in self.parts.matrices:
+        for matrix in self.parts.matrices if self.parts else ():
             v, fresh = self.vectors[matrix.name], self._start(matrix)
             weight = matrix.read().to(v.dtype)
             pair = (x if weight.dim() == 3 or x.dim() == 1 else x[0] for x in (v, fresh))  # a block leads
@@ -183,6 +248,17 @@ class SpectralHandle(PenaltyHandle["SpectralRegularization"]):
         super()._load_state(state)
 
 
+def _place(parameter: Tensor, matrix: Matrix) -> Tensor | None:
+    """The gradient as a writable matrix, or None where it needs the general way."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    grad = parameter.grad
+    plain = not grad.is_sparse and grad.dtype == parameter.dtype in (torch.float32, torch.float64)
+    return (
+        grad.view(grad.shape[0], -1) if plain and grad.is_contiguous() and parameter.is_contiguous() else None
+    )
+
+
 @register
 @dataclass(frozen=True, kw_only=True)
 class SpectralRegularization(Penalty):
@@ -199,7 +275,7 @@ class SpectralRegularization(Penalty):
     for those that loaded with other weights or whose σ₁ fell by half. After replacing weights yourself call
     ``handle.refresh()``. W = 0 is a stationary point for k ≥ 2: a zeroed layer is never revived by it.
 
-    Each term is one matrix: convolution kernels as (O, I·kh·kw) (a lower bound on the norm of the convolution),
+    Each term is one matrix: convolution kernels as (O, I·kh·kw) (a lower bound on the convolution's norm),
     one per group of a grouped one (σ₁ their maximum), ``in_proj_weight`` and recurrent weights split into
     their blocks, other packed projections split where ``inputs`` lets a trace see them. A tied weight
     counts once; a parametrised one is read through its parametrisation. ``handle.skipped`` lists the rest.

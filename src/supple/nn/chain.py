@@ -88,7 +88,7 @@ def _by_watching(model: nn.Module, inputs: Inputs) -> list[Link]:
             raise refuse(
                 f"{leaves[module]} does not read just what {previous} returns",
                 leaves[module],
-                do="write functional steps (activations, pooling, sums) as modules; branches stay unconverted",
+                do="write functional steps (activations, pooling) as modules; branches cannot be converted",
             )
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -33,8 +33,8 @@ def convert_(
 
     * ``"half"``: half as many units, the next layer keeps its inputs (about half the parameters between
       converted layers; the deep-Fourier paper's choice);
-    * ``"match_params"``: all converted widths scaled by one factor, so that the parameter count comes as close
-      to the old one as whole units allow (about 0.7 of the units);
+    * ``"match_params"``: all converted widths scaled by one factor, so that the parameter count comes as
+      close to the old one as whole units allow (about 0.7 of the units);
     * ``"double"``: as many units as before, the next layer reads twice as many inputs.
 
     The result is a **new network**: every layer that feeds or reads a pair is drawn afresh from the global

@@ -50,7 +50,7 @@ class DeepFourier(nn.Module):
     **The initialisation decides.** With weights N(0, 2 / fan_in), fan_in counted after the pairing, forward
     and backward variance are kept; with PyTorch's default (a sixth of that variance) a deep network
     collapses onto cos ≈ 1 at birth. Use `init_pairs_` (`convert_` does). The init of the authors is not
-    verified. Sin and cos cost about fifteen times a ReLU of the same size, set off by the halved matrix product.
+    verified. Sin and cos cost about fifteen times a ReLU of that size, set off by the halved product.
 
     Args:
         dim: the unit axis: 1 for (N, U) and (N, U, H, W), -1 for (N, T, U).

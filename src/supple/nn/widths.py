@@ -162,7 +162,7 @@ def _chosen(
 
 
 def _step(links: list[Link], layer: int) -> int:
-    """The number that the units of this layer must be a multiple of: groups of norms before the activation."""
+    """What the units of this layer must be a multiple of: the groups of norms before the activation."""
     step = 1
     for link in links[layer + 1 :]:
         if type(link.module) in (*ACTIVATIONS, *_WEIGHTS):

@@ -135,7 +135,10 @@ def as_classes(output: Tensor | None, targets: Any) -> tuple[Tensor, Tensor] | N
 
 def _detached(item: Any) -> Any:
     if isinstance(item, Tensor):
-        return item.clone() if item.is_inference() else item.detach()
+        if not item.is_inference():
+            return item.detach()
+        with torch.inference_mode(False):
+            return item.clone()
     if isinstance(item, tuple) and hasattr(item, "_fields"):
         return type(item)(*(_detached(x) for x in item))
     if isinstance(item, (tuple, list)):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
 from supple import functional as F
-from supple.observe.batch import pick
+from supple.observe.batch import main_output, pick
 from supple.observe.instruments import instrument
 from supple.observe.kernel import ntk
 from supple.observe.probe import Probe
 from supple.records import Record
+from supple.status import Status
+from supple.topology.inputs import call
 
 MOST_INPUTS = 64
 FIELDS = ("rank99", "effective_rank", "condition", "mean_cosine", "trace")
@@ -27,7 +31,17 @@ def tangent(probe: Probe) -> Iterable[Record]:
     n = min(probe.samples, MOST_INPUTS)
     index = torch.linspace(0, probe.samples - 1, n).round().long()
     inputs = pick(probe.batch.inputs, index, probe.samples)
-    kernel = ntk(probe.model, inputs, kind="trace", forward=probe.forward)
+    try:
+        kernel = ntk(
+            probe.model, inputs, kind="trace", forward=lambda m, x: main_output(call(m, x, probe.forward))
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, NotImplementedError) as error:
+        # operations that have no derivative of this kind, re-entrant checkpointing, …
+        reason = f"the kernel cannot be computed: {error}"
+        yield from (probe.unmeasured(f"ntk_{name}", reason, samples=n) for name in FIELDS)
+        return
     statistics = F.kernel_statistics(kernel)
     if bool(kernel.isfinite().all()):
         values = torch.linalg.eigvalsh(kernel.double()).clamp(min=0).flip(-1)
@@ -36,6 +50,17 @@ def tangent(probe: Probe) -> Iterable[Record]:
         link = ""
     for name in FIELDS:
         value = float(getattr(statistics, name))
-        yield probe.record(f"ntk_{name}", value, samples=n, array=link)
+        yield _row(probe, name, value, float(statistics.trace), samples=n, array=link)
         if name in ("rank99", "effective_rank"):
             yield probe.record(f"ntk_{name}", value / n, variant="relative", samples=n, array=link)
+
+
+def _row(probe: Probe, name: str, value: float, trace: float, **fields: Any) -> Record:
+    """A row of the kernel; two values that are not finite for a known reason say it."""
+    if math.isinf(value) and name == "condition":
+        note = "the smallest eigenvalue is below float64 noise: the condition number is beyond measure"
+        return probe.record(f"ntk_{name}", value, note=note, status=str(Status.NOT_MEASURED), **fields)
+    if math.isnan(value) and trace == 0:
+        note = "the kernel is zero: no parameter moves any output"
+        return probe.unmeasured(f"ntk_{name}", note, **fields)
+    return probe.record(f"ntk_{name}", value, **fields)

@@ -5,6 +5,7 @@ eager probe pass; nothing is guessed from the order in which modules were define
 
 from supple.topology.graph import Coverage, Edge, Layer, LayerCoverage, Norm, Refusal, Topology
 from supple.topology.inputs import batch_size, call, shrink
+from supple.topology.probe import trace
 
 __all__ = [
     "Coverage",
@@ -17,4 +18,5 @@ __all__ = [
     "batch_size",
     "call",
     "shrink",
+    "trace",
 ]

@@ -23,6 +23,7 @@ class Norm:
     index: IntArray  # (U,) position of each unit in the affine vectors
     running: tuple[str, ...] = ()  # qualified buffer names indexed the same way (BatchNorm statistics)
     before_activation: bool = True
+    shared: bool = False  # the entry normalises a sum of several layers' units (a residual stream)
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,11 @@ class Layer:
     aliases: tuple[str, ...] = ()  # other names of a tied weight
     trainable: bool = True
     calls: int = 1  # times used in one forward pass
+    lock: str | None = None  # why its weight may not be written: recomputed, or in a second role elsewhere
 
     @property
     def resettable(self) -> bool:
-        """True where a unit can be re-born alone: consumed elsewhere, on no stream, no q/k, not the output."""
+        """True where a unit can be re-born alone: consumed elsewhere, on no stream, no q/k, no output."""
         return self.refusal_reason is None
 
     @property
@@ -89,7 +91,11 @@ class Layer:
             return "a query or key unit acts only through its partner"
         if self.kind == "embedding":
             return "an embedding has one row per token, not per unit"
-        return None
+        if self.kind == "parameter" and not self.fan_in:
+            return "a bare parameter has no incoming weights"
+        if not self.trainable:
+            return "its weight is frozen"
+        return self.lock
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,7 @@ class Refusal:
     path: str  # qualified module path
     reason: str  # "opaque operation" | "mixed channels" | "origin lost" | "data-dependent control flow" | …
     op: str = ""
-    layer: str = ""  # the layer whose units are affected, when known
+    layer: str = ""  # the layer whose units are affected; empty where it may be any
 
 
 @dataclass(frozen=True)
@@ -163,13 +169,17 @@ class Topology:
         if found.refusal_reason:
             return found.refusal_reason
         for refusal in self.refusals:
-            if refusal.layer == layer:
+            if refusal.layer in ("", layer):  # without a layer: it concerns all of them
                 return f"{refusal.reason} at {refusal.path or 'the model'} ({refusal.op})"
         covered = {int(u) for e in self.consumers(layer) for u in e.units}
         if len(covered) < found.units:
             return f"{found.units - len(covered)} of {found.units} units have no resolved consumer"
-        if not all(e.exclusive for e in self.consumers(layer)):
-            return "a consumer reads these units summed with others"
+        for edge in self.consumers(layer):
+            lock = self.layers[edge.consumer].lock
+            if not edge.exclusive:
+                return f"a column of {edge.consumer} reads these units together with others"
+            if lock:
+                return f"its consumer {edge.consumer} cannot be written: {lock}"
         return None
 
     @property

@@ -1,0 +1,160 @@
+"""Parameters by name and by element: which row and column of which weight a number was read from."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor, nn
+
+from supple.errors import InputError, TopologyError
+from supple.topology.graph import IntArray
+from supple.topology.ids import PARAM
+from supple.topology.shadow import Shadows
+
+#: modules whose ``weight`` is a weight matrix and nothing else
+WEIGHT_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.EmbeddingBag)
+
+
+@dataclass
+class Parameter:
+    """One parameter of the model, whatever number of names it has."""
+
+    tensor: nn.Parameter
+    names: tuple[str, ...]  # the canonical name (as in ``named_parameters``) first
+    start: int  # id of its first element in storage order
+    roles: set[str] = field(default_factory=set)  # what the trace saw it do
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+    @property
+    def span(self) -> int:
+        """How many storage elements lie from its first to its last."""
+        sizes = zip(self.tensor.shape, self.tensor.stride(), strict=True)
+        return sum((n - 1) * stride for n, stride in sizes) + 1 if self.tensor.numel() else 0
+
+    def owner(self, stack: tuple[str, ...] = ()) -> tuple[str, str]:
+        """(module path, attribute), for the name of the module under way where there are several."""
+        owned = [_split(name) for name in self.names]
+        for path in reversed(stack):
+            for module, attribute in owned:
+                if module == path:
+                    return module, attribute
+        return owned[0]
+
+    def coordinates(self, ids: IntArray) -> list[IntArray]:
+        """The index along each dimension of the parameter, for element ids of this parameter."""
+        offset = ids - self.start
+        out: list[IntArray] = [np.zeros_like(offset)] * self.tensor.dim()
+        strides = self.tensor.stride()
+        for dim in sorted(range(len(strides)), key=lambda d: -strides[d]):
+            if self.tensor.shape[dim] > 1:
+                out[dim], offset = offset // strides[dim], offset % strides[dim]
+        return out
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Module path and attribute; a parametrisation belongs to the module that it re-parametrises."""
+    path, _, attribute = name.rpartition(".")
+    head, found, tail = f".{name}".partition(".parametrizations.")
+    if found:
+        return head.lstrip("."), tail.split(".")[0]
+    for suffix in ("_orig", "_v"):  # the older weight_norm, spectral_norm and prune
+        if attribute == f"weight{suffix}":
+            return path, "weight"
+    return path, attribute
+
+
+class Parameters:
+    """All parameters of a model; element ids start at ``PARAM``."""
+
+    def __init__(self, model: nn.Module, shadows: Shadows) -> None:
+        self.items: list[Parameter] = []
+        names: dict[int, list[str]] = defaultdict(list)
+        for name, tensor in model.named_parameters(remove_duplicate=False):
+            names[id(tensor)].append(name)
+        bases: dict[int, int] = {}
+        top = PARAM
+        for name, tensor in model.named_parameters():
+            _check(name, tensor)
+            key = shadows.key(tensor)
+            if key not in bases:
+                bases[key] = top
+                shadows.parameter(tensor, top)
+                top += max(tensor.untyped_storage().nbytes() // tensor.element_size(), 1)
+            start = bases[key] + int(tensor.storage_offset())
+            self.items.append(Parameter(tensor, tuple(names[id(tensor)]), start))
+        self.items.sort(key=lambda p: p.start)
+        self._starts = np.array([p.start for p in self.items], np.int64)
+
+    def find(self, ids: IntArray) -> list[int]:
+        """Indices of the parameters that these element ids belong to."""
+        return np.unique(np.searchsorted(self._starts, ids, side="right") - 1).tolist()
+
+    def of(self, ids: Tensor) -> list[int]:
+        """The same for a tensor of ids; what is not a parameter element is passed over."""
+        flat = ids[ids >= PARAM] if bool((ids < PARAM).any()) else ids
+        return self.find(np.unique(flat.numpy())) if flat.numel() else []
+
+    def only(self, ids: Tensor) -> int | None:
+        """The one parameter that all elements belong to, or None."""
+        if not ids.numel() or bool((ids < PARAM).any()):
+            return None
+        low, high = ids.min().item(), ids.max().item()
+        found = self.find(np.array([low, high], np.int64))
+        return found[0] if len(found) == 1 else None
+
+    def axes(self, ids: Tensor, index: int) -> list[tuple[int, ...]]:
+        """For each axis of ``ids``, the parameter's dimensions whose coordinate varies along it."""
+        parameter = self.items[index]
+        out = []
+        for dim in range(ids.dim()):
+            line = ids
+            for other in range(ids.dim()):
+                if other != dim:
+                    line = line.narrow(other, 0, 1)
+            coordinates = parameter.coordinates(line.reshape(-1).numpy())
+            out.append(tuple(d for d, c in enumerate(coordinates) if len(c) and (c != c[0]).any()))
+        return out
+
+    def is_grid(self, ids: Tensor, index: int) -> bool:
+        """Whether element [i, j, …] is a sum of per-axis offsets (an outer grid of rows and columns)."""
+        total = ids
+        corner = ids[(0,) * ids.dim()]
+        guess = corner.clone()
+        for dim in range(ids.dim()):
+            line = ids
+            for other in range(ids.dim()):
+                if other != dim:
+                    line = line.narrow(other, 0, 1)
+            guess = guess + (line - corner)
+        return bool((guess == total).all())
+
+
+def _check(name: str, tensor: Tensor) -> None:
+    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        raise InputError(
+            "a lazy module has no weights yet",
+            found=type(tensor).__name__,
+            where=name,
+            do="run the model once before tracing it",
+        )
+    if tensor.is_meta:
+        raise InputError(
+            "a parameter has no data", found="device meta", where=name, do="materialise the model"
+        )
+    if type(tensor.data) is not Tensor:
+        raise TopologyError(
+            "a parameter is a tensor subclass that cannot be traced",
+            found=type(tensor.data).__name__,
+            where=name,
+            do="trace the plain model before sharding or quantising it",
+        )
+
+
+def is_weight_layer(module: nn.Module) -> bool:
+    """Linear, convolution, embedding, or a subclass of one."""
+    return isinstance(module, WEIGHT_LAYERS)
