@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -62,7 +62,7 @@ def ntk(
 
     Raises:
         InputError: an unknown kind, no sample, an output that is not a floating tensor (N, ...), no
-            trainable parameter behind it, or samples that are coupled.
+            trainable parameter behind it, samples that are coupled, or reentrant checkpointing.
 
     >>> net = nn.Linear(2, 1)
     >>> ntk(net, torch.tensor([[1.0, 2.0], [3.0, 0.0]])).tolist()
@@ -78,6 +78,7 @@ def ntk(
         if not bool(outputs.isfinite().all()):
             return kernel.unusable()
         uses, nodes = parameter_uses(outputs)
+        _refuse_hidden_graphs(nodes)
         calls = [c for c in recorder.calls if c.output.grad_fn in nodes]
         if not _settle(calls, outputs):
             return kernel.unusable()
@@ -159,6 +160,15 @@ def _settle(calls: Sequence[Call], outputs: Tensor) -> bool:
         return False
     settle_layouts(calls, before, after, scale)
     return True
+
+
+def _refuse_hidden_graphs(nodes: Iterable[Any]) -> None:
+    """Parameters inside reentrant checkpointing are on no graph: they would be left out without a word."""
+    if any(type(node).__name__ == "CheckpointFunctionBackward" for node in nodes):
+        raise InputError(
+            "reentrant activation checkpointing hides parameters from the kernel",
+            do="use checkpoint(..., use_reentrant=False)",
+        )
 
 
 def _flat(outputs: Any, inputs: Any) -> Tensor:
