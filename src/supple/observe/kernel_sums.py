@@ -182,12 +182,16 @@ def add_block(kernel: Kernel, block: Block, grads: Sequence[Tensor]) -> None:
             _total([(x * c.inputs()).sum(2).flatten(2) for c, x in zip(block.calls, g, strict=True)])
         )
     elif block.role == "matrix":
-        a = torch.cat([c.inputs() for c in block.calls], 1)
-        together = torch.cat(g, 2)
+        a = _joined_positions([c.inputs() for c in block.calls], 1)
+        together = _joined_positions(g, 2)
         for x, y in zip(a.chunk(block.groups, -1), together.chunk(block.groups, -1), strict=True):
             _add_matrix(kernel, x, y, block.bias)
     else:
         _add_by_rows(kernel, block, g)
+
+
+def _joined_positions(parts: Sequence[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
 
 
 def _total(parts: Sequence[Tensor]) -> Tensor:
