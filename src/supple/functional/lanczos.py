@@ -27,9 +27,9 @@ class SingularTriplet(NamedTuple):
 def largest_singular_value(weight: Tensor, steps: int = 40, seed: int = 0) -> SingularTriplet:
     """The largest singular value and its vectors by Golub-Kahan-Lanczos bidiagonalisation.
 
-    Relative error on the hardest case, a square Gaussian 1024 x 1024 matrix: 6e-4 after 20 steps, 7e-9 after
-    40 (power iteration after 50: 7e-3). Never above the true value but for
-    rounding.
+    Relative error on the hardest case, a square Gaussian matrix, after 20 / 40 / 60 steps: 1e-4 / 2e-8 / 2e-8
+    at 1024 x 1024 and 3e-3 / 4e-5 / 1e-8 at 4096 x 4096 (power iteration at 1024, 50 steps: 7e-3).
+    Never above the true value but for rounding.
 
     Args:
         weight: (m, n).
@@ -105,7 +105,8 @@ def bidiagonalise(w: Tensor, start: Tensor, steps: int) -> Bidiagonal:
 
 def largest_entry(w: Tensor) -> Tensor:
     """max |w_ij| without a temporary of the size of ``w``; NaN where there is one."""
-    low, high = torch.aminmax(w)
+    # a transposed view would be copied first
+    low, high = torch.aminmax(w.mT if w.stride(0) < w.stride(1) else w)
     return torch.maximum(low.abs(), high.abs())
 
 
