@@ -5,23 +5,40 @@ class and the entry point group `supple.interventions`.
 
 from supple.interventions.base import Handle, Intervention, available, create, register
 from supple.interventions.cchain import CChain
+from supple.interventions.continual_backprop import ContinualBackprop
+from supple.interventions.engine import LayerSkipped, ResetEvent, ResetPlan, plan_reset
+from supple.interventions.fire import FIRE
+from supple.interventions.hare_tortoise import HareTortoise
 from supple.interventions.l2 import L2
 from supple.interventions.l2_init import L2Init
 from supple.interventions.penalty import Penalty, PenaltyHandle
+from supple.interventions.redo import ReDo
+from supple.interventions.regrama import ReGraMa
 from supple.interventions.shrink_perturb import ShrinkAndPerturb
 from supple.interventions.spectral import SpectralRegularization
+from supple.interventions.upgd import UPGD
 
 __all__ = [
+    "FIRE",
     "L2",
+    "UPGD",
     "CChain",
+    "ContinualBackprop",
     "Handle",
+    "HareTortoise",
     "Intervention",
     "L2Init",
+    "LayerSkipped",
     "Penalty",
     "PenaltyHandle",
+    "ReDo",
+    "ReGraMa",
+    "ResetEvent",
+    "ResetPlan",
     "ShrinkAndPerturb",
     "SpectralRegularization",
     "available",
     "create",
+    "plan_reset",
     "register",
 ]

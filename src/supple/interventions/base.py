@@ -62,7 +62,7 @@ class Handle:
     refuses_closure: bool = True
 
     def __init__(self, intervention: Intervention, model: nn.Module, optimizer: Optimizers) -> None:
-        self.intervention = intervention
+        self.intervention: Any = intervention  # subclasses name its class
         self.model = model
         self.optimizers = optimizer_list(optimizer)
         self.step = 0  # completed steps of the first optimizer
@@ -70,6 +70,7 @@ class Handle:
         self.task_started = False  # a boundary was announced and no step has been made since
         self.attached = True
         self._removers: list[Any] = []
+        self._modules = list(model.modules())
         self._signature = self._sign()
         for opt in self.optimizers:
             self._removers.append(opt.register_step_pre_hook(self._pre))
@@ -114,10 +115,16 @@ class Handle:
             self.step += 1
             self.task_started = False
 
-    def _sign(self) -> tuple[int, ...]:
-        owned = [id(p) for p in self.model.parameters()]
-        held = [id(p) for opt in self.optimizers for group in opt.param_groups for p in group["params"]]
-        return (*owned, -1, *held)
+    def _sign(self) -> list[int]:
+        """Identities of every parameter, submodule and held parameter; walked by hand, as every step asks."""
+        signature: list[int] = []
+        for module in self._modules:
+            signature.extend(map(id, module._parameters.values()))
+            signature.extend(map(id, module._modules.values()))
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                signature.extend(map(id, group["params"]))
+        return signature
 
     # -- what a user calls ----------------------------------------------------------------------
     def task(self, name: str | None = None) -> None:

@@ -20,7 +20,8 @@ from __future__ import annotations
 import functools
 import math
 from collections import OrderedDict
-from typing import Any, NamedTuple, TypeAlias, cast
+from dataclasses import dataclass
+from typing import Any, TypeAlias, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -32,31 +33,49 @@ from torch.optim import Optimizer
 from supple.interventions.base import skips
 from supple.interventions.slices import Slice
 
-Array: TypeAlias = npt.NDArray[np.float64]
 Betas: TypeAlias = tuple[float, float]
-Rows: TypeAlias = npt.NDArray[np.int64] | None
 
 _OLD = (1e-3, 2e-3)  # b1^a and b2^a below these: the factor is within 1e-3 of 1
 _PRUNE_EVERY = 256
-_NEVER = -1
-
-
-class _Saved(NamedTuple):
-    """A parameter before the step, and what its group said then."""
-
-    values: Tensor  # the young part, or the whole parameter
-    rows: Tensor | None  # positions along dim 0 when only those were saved
-    decay: float | Tensor  # factor of the decoupled weight decay
-    betas: Betas
+_NEVER = -(1 << 40)  # a birth so long ago that it is old
 
 
 @functools.lru_cache(maxsize=64)
-def _growth_tables(betas: Betas) -> tuple[Array, Array]:
+def _growths(betas: Betas) -> list[npt.NDArray[np.float64]]:
     """1 - b1^a and 1 - b2^a for every age at which a row still counts as young."""
     spans = [math.log(old) / math.log(b) if b > 0 else 0.0 for b, old in zip(betas, _OLD, strict=True)]
     ages = np.arange(math.ceil(max(spans)) + 1, dtype=np.float64)
-    first, second = (-np.expm1(ages * math.log(b)) if b > 0 else np.sign(ages) for b in betas)
-    return first, second
+    return [-np.expm1(ages * math.log(b)) if b > 0 else np.sign(ages) for b in betas]
+
+
+def _factors(betas: Betas, count: int) -> npt.NDArray[np.float64]:
+    """k(a) / k(count) by age; exactly 1 for old ages, of which there are as many as occur before a prune."""
+    first, second = _growths(betas)
+    curve = np.ones(len(first) + _PRUNE_EVERY + 1)
+    # age 0 does not occur after a step; its entry is never read
+    young = slice(1, len(first))
+    curve[young] = np.sqrt(second[1:]) / first[1:]
+    curve[young] *= (1.0 - betas[0] ** count) / math.sqrt(1.0 - betas[1] ** count)
+    return curve
+
+
+@dataclass
+class _Block:
+    """Young positions along one axis of a parameter, or (``index`` None) the whole parameter."""
+
+    dim: int
+    index: Tensor | None
+    age: Tensor  # broadcastable to the block; where slices cross, of the younger
+    before: Tensor | None = None  # the values before the step
+
+    def read(self, param: Tensor) -> Tensor:
+        return param if self.index is None else param.index_select(self.dim, self.index)
+
+    def write(self, param: Tensor, values: Tensor) -> None:
+        if self.index is None:
+            param.copy_(values)
+        else:
+            param.index_copy_(self.dim, self.index, values)
 
 
 class _Ages:
@@ -65,70 +84,88 @@ class _Ages:
     def __init__(self, param: Tensor, count: int) -> None:
         self.param, self.count = param, count
         # births along dim 0, along dim 1, and of single cells; absent where nothing was reset in that way
-        self.births: dict[str, npt.NDArray[np.int64]] = {}
-        self.rows: Rows = None  # young positions along dim 0, when they are few
-        self.saved: _Saved | None = None
+        self.births: dict[str, Tensor] = {}
+        self.blocks: list[_Block] = []
+        self.pending = False  # values were saved, the step is under way
+        self.decay: float | Tensor = 1.0  # factor of the decoupled weight decay in this step
+        self.betas: Betas = (0.9, 0.999)
 
     def mark(self, where: Slice) -> None:
         shape = tuple(self.param.shape)
-        index = (where.index.cpu().numpy(),)
+        key, sizes = f"dim{where.dim}", (shape[where.dim],)
+        index: tuple[Tensor, ...] = (where.index.cpu(),)
         if where.cells is not None:
-            key, sizes = "cells", shape[:2]
-            index = (*index, where.cells.cpu().numpy())
-        else:
-            key, sizes = f"dim{where.dim}", (shape[where.dim],)
-        births = self.births.setdefault(key, np.full(sizes, _NEVER, dtype=np.int64))
+            key, sizes, index = "cells", shape[:2], (*index, where.cells.cpu())
+        births = self.births.setdefault(key, torch.full(sizes, _NEVER, dtype=torch.int64))
         births[index] = self.count
         self.refresh()
 
-    def prune(self, betas: Betas) -> None:
+    def prune(self) -> None:
         """Forget the slices that are old."""
-        limit = len(_growth_tables(betas)[0])
+        limit = len(_growths(self.betas)[0])
         for key, births in list(self.births.items()):
             births[self.count - births >= limit] = _NEVER
-            if (births == _NEVER).all():
+            if bool((births == _NEVER).all()):
                 del self.births[key]
         self.refresh()
 
+    def _spread(self, key: str) -> Tensor:
+        """Births over rows, columns or cells, shaped to broadcast against the parameter."""
+        births = self.births[key]
+        lead = (1,) if key == "dim1" else ()
+        trail = (1,) * (self.param.dim() - births.dim() - len(lead))
+        return births.view(*lead, *births.shape, *trail)
+
+    def all_births(self) -> Tensor:
+        return functools.reduce(torch.maximum, [self._spread(k) for k in self.births])
+
     def refresh(self) -> None:
-        """Where only rows are young and they are few, a step needs to look at those rows alone."""
-        self.rows = None
-        if set(self.births) == {"dim0"}:
-            young = np.flatnonzero(self.births["dim0"] != _NEVER)
-            if 2 * len(young) <= len(self.births["dim0"]):
-                self.rows = young
+        """Where few rows and columns are young, a step needs to look at those alone."""
+        self.blocks, self.pending = [], False
+        if not self.births:
+            return
+        births, device = self.all_births(), self.param.device
+        for key, along in self.births.items():
+            young = torch.nonzero(along != _NEVER)
+            if key == "cells" or 2 * len(young) > len(along):
+                self.blocks = [_Block(0, None, (self.count - births).to(device))]
+                return
+            dim, index = int(key[-1]), young.flatten()
+            self.blocks.append(
+                _Block(dim, index.to(device), (self.count - births.index_select(dim, index)).to(device))
+            )
 
-    def _spread(self, values: Array, key: str) -> Tensor:
-        """A vector over rows or columns (or cells), shaped to broadcast against the parameter."""
-        lead = 1 if key == "dim1" else 0
-        trail = self.param.dim() - values.ndim - lead
-        shaped = torch.from_numpy(values.reshape((1,) * lead + values.shape + (1,) * trail))
-        return shaped.to(device=self.param.device, dtype=_compute_dtype(self.param))
+    def save(self, group: dict[str, Any]) -> None:
+        self.pending, self.betas = True, _betas(group)
+        decoupled = group.get("decoupled_weight_decay", False) and group["weight_decay"] != 0
+        self.decay = 1 - group["lr"] * group["weight_decay"] if decoupled else 1.0
+        param = self.param.detach()
+        for block in self.blocks:
+            block.before = param.clone() if block.index is None else block.read(param)
 
-    def growths(self, betas: Betas, rows: Rows) -> list[dict[str, Array]]:
-        """(1 - b^a) / (1 - b^t) for b1 and b2, by kind of slice; 1 where nothing was reset."""
-        result: list[dict[str, Array]] = [{}, {}]
-        tables = _growth_tables(betas)
-        for key, births in self.births.items():
-            births = births if rows is None else births[rows]
-            age = np.minimum(self.count - births, len(tables[0]) - 1)
-            for out, beta, table in zip(result, betas, tables, strict=True):
-                part = table[age] / (1.0 - beta**self.count)
-                part[(births == _NEVER) | (self.count - births >= len(table))] = 1.0
-                out[key] = part
-        return result
+    def correct(self, table: Tensor) -> None:
+        """start + (moved - start) * k(a)/k(t); `lerp` with weight 1 returns the moved value bit for bit."""
+        param = self.param.detach()
+        results = []  # read all before writing: where a row crosses a column, both blocks find the same
+        for block in self.blocks:
+            if block.before is None:
+                continue
+            start, moved = block.before.to(table.dtype), block.read(param).to(table.dtype)
+            if not (isinstance(self.decay, float) and self.decay == 1.0):
+                start = start * self.decay
+            age = block.age.add_(1)
+            if block.index is None:  # here alone are elements that were never reset
+                age = age.clamp(max=len(table) - 1)
+            factor = table.take(age)
+            results.append((block, torch.lerp(start, moved, factor.expand_as(moved))))
+        for block, values in results:
+            block.write(param, values.to(param.dtype))
+            block.before = None
 
-    def factor(self, betas: Betas, rows: Rows) -> Tensor:
-        """k(a) / k(t), broadcastable to the parameter or its rows; where slices cross the youngest counts."""
-        first, second = self.growths(betas, rows)
-        if len(first) == 1:
-            (key,) = first
-            return self._spread(np.sqrt(second[key]) / first[key], key)
-        youngest = [
-            functools.reduce(torch.minimum, [self._spread(v, k) for k, v in parts.items()])
-            for parts in (first, second)
-        ]
-        return youngest[1].sqrt_().div_(youngest[0])
+
+def _betas(group: dict[str, Any]) -> Betas:
+    beta1, beta2 = group["betas"]
+    return float(beta1), float(beta2)
 
 
 class Compensation:
@@ -169,24 +206,24 @@ class Compensation:
         for group in optimizer.param_groups:
             for param in group["params"]:
                 ages = self.ages.get(param)
-                if ages is not None:
-                    ages.saved = _save(ages, group) if param.grad is not None else None
+                if ages is not None and param.grad is not None:
+                    ages.save(group)
 
     @torch.no_grad()
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not self.ages or skips(optimizer):
             return
+        tables: dict[tuple[Any, ...], Tensor] = {}
         for param, ages in list(self.ages.items()):
-            if ages.saved is None:
+            if not ages.pending:
                 continue
-            saved, ages.saved = ages.saved, None
+            ages.pending = False
             ages.count += 1
+            ages.correct(_table(tables, ages))
             if ages.count % _PRUNE_EVERY == 0:
-                ages.prune(saved.betas)
-            if ages.births:
-                _correct(ages, saved)
-            else:
-                del self.ages[param]
+                ages.prune()
+                if not ages.births:
+                    del self.ages[param]
 
     @torch.no_grad()
     def settle_(self, optimizer: Optimizer) -> None:
@@ -204,47 +241,26 @@ class Compensation:
         self._pre_hook = self._post_hook = None
 
 
-def _betas(group: dict[str, Any]) -> tuple[float, float]:
-    beta1, beta2 = group["betas"]
-    return float(beta1), float(beta2)
-
-
-def _compute_dtype(param: Tensor) -> torch.dtype:
-    return param.dtype if param.dtype == torch.float64 else torch.float32
-
-
-def _save(ages: _Ages, group: dict[str, Any]) -> _Saved:
-    values = ages.param.detach()
-    rows = None if ages.rows is None else torch.from_numpy(ages.rows).to(values.device)
-    values = values.clone() if rows is None else values.index_select(0, rows)
-    decoupled = group.get("decoupled_weight_decay", False) and group["weight_decay"] != 0
-    decay = 1 - group["lr"] * group["weight_decay"] if decoupled else 1.0
-    return _Saved(values, rows, decay, _betas(group))
-
-
-def _correct(ages: _Ages, saved: _Saved) -> None:
-    """start + (moved - start) * k(a)/k(t); `lerp` with weight 1 returns the moved value bit for bit."""
-    param = ages.param.detach()
-    moved = param if saved.rows is None else param.index_select(0, saved.rows)
-    rows = None if saved.rows is None else saved.rows.cpu().numpy()
-    factor = ages.factor(saved.betas, rows).expand_as(moved)
-    start = saved.values * saved.decay
-    new = torch.lerp(start.to(factor.dtype), moved.to(factor.dtype), factor)
-    if saved.rows is None:
-        param.copy_(new)
-    else:
-        param.index_copy_(0, saved.rows, new.to(param.dtype))
+def _table(tables: dict[tuple[Any, ...], Tensor], ages: _Ages) -> Tensor:
+    """Factors by age in the precision of the parameter (float32 at least), shared within one step."""
+    dtype = ages.param.dtype if ages.param.dtype == torch.float64 else torch.float32
+    key = (ages.betas, ages.count, dtype, ages.param.device)
+    if key not in tables:
+        factors = torch.from_numpy(_factors(ages.betas, ages.count))
+        tables[key] = factors.to(device=ages.param.device, dtype=dtype)
+    return tables[key]
 
 
 def _settle_moments(ages: _Ages, state: dict[str, Any], betas: Betas) -> None:
+    age = ages.count - ages.all_births()
     slots = (("exp_avg",), ("exp_avg_sq", "max_exp_avg_sq"))
-    for parts, names in zip(ages.growths(betas, None), slots, strict=True):
-        spread = [ages._spread(v, k) for k, v in parts.items()]
-        growth = functools.reduce(torch.minimum, spread)
-        factor = torch.where(growth > 0, 1.0 / growth, torch.ones_like(growth))
+    for growth, beta, names in zip(_growths(betas), betas, slots, strict=True):
+        factors = np.ones(len(growth) + 1)
+        factors[1:-1] = (1.0 - beta**ages.count) / growth[1:]  # at age 0 the moments are zero
+        factor = torch.from_numpy(factors)[age.clamp(max=len(growth))]
         for name in names:
             if state.get(name) is not None:
-                state[name].mul_(factor)
+                state[name].mul_(factor.to(state[name]))
 
 
 _ALL: WeakKeyDictionary[Optimizer, Compensation] = WeakKeyDictionary()
@@ -278,7 +294,7 @@ def state_of(optimizer: Optimizer, names: dict[Tensor, str]) -> dict[str, Any]:
     shared = _ALL.get(optimizer)
     ages = {} if shared is None else shared.ages
     return {
-        names[p]: {"count": a.count, "births": {k: torch.from_numpy(b.copy()) for k, b in a.births.items()}}
+        names[p]: {"count": a.count, "births": {k: b.clone() for k, b in a.births.items()}}
         for p, a in ages.items()
         if p in names
     }
@@ -291,6 +307,6 @@ def load_state(optimizer: Optimizer, names: dict[Tensor, str], state: dict[str, 
         shared.ages.pop(param, None)
         if name in state:
             ages = shared.ages[param] = _Ages(param, int(state[name]["count"]))
-            ages.births = {k: b.cpu().numpy().copy() for k, b in state[name]["births"].items()}
+            ages.births = {k: b.cpu().clone() for k, b in state[name]["births"].items()}
             ages.refresh()
             shared.listen(optimizer)

@@ -43,6 +43,15 @@ class ResetEvent:
 
 
 @dataclass(frozen=True)
+class LayerSkipped:
+    """A layer that was left alone at a step on which it was due, and why."""
+
+    step: int
+    layer: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class _Write:
     """What happens to ``target[where.at]``: ``values`` replaces it, or is added to it.
 

@@ -43,8 +43,8 @@ def ntk(
     hooks: for a Linear layer K += (A A^T + 1) * (G G^T), elsewhere position pairs or one layer's per-sample
     gradients, whichever needs fewer operations; a weight used several times gets its cross terms. Parameters
     used in any other way (bare parameters, packed attention, recurrent layers) go through per-sample
-    gradients of the whole network restricted to them. Gradients have the dtype of the model, sums are float64. No
-    object of the size of all parameters times N exists for a network of Linear layers.
+    gradients of the whole network restricted to them. Gradients have the dtype of the model, sums are float64.
+    No object of the size of all parameters times N exists for a network of Linear layers.
 
     Samples must not influence one another (batch statistics do): this is tested with scaled cotangents,
     not assumed. Nothing of the model's state changes: buffers, flags, gradients, random state.

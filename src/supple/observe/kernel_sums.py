@@ -40,9 +40,9 @@ class Kernel:
         v[torch.arange(stop - start), :, torch.arange(start, stop)] = 1
         return v
 
-    def add_gradients(self, j: Tensor) -> None:
+    def add_gradients(self, gradients: Tensor) -> None:
         """Per-sample gradients (B, N, P): all cotangents at once for "full", any number of them otherwise."""
-        rows = j.transpose(0, 1).reshape(self.size, -1)
+        rows = gradients.transpose(0, 1).reshape(self.size, -1)
         step = max(1, CHUNK // self.size)
         for start in range(0, rows.shape[1], step):
             part = rows[:, start : start + step].to(self.values.dtype)

@@ -1,0 +1,341 @@
+"""Continual backpropagation: at every step a trickle of the least useful mature units is re-born."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from supple import fresh
+from supple.errors import AttachError, InputError
+from supple.interventions.base import Optimizers, optimizer_list, register
+from supple.interventions.channels import Site, consumer_sites
+from supple.interventions.engine import Initials, transfer_refusal
+from supple.interventions.resetting import ResetHandle, ResetMethod
+from supple.interventions.sums import absolute_sum
+from supple.status import Mechanism
+from supple.topology.graph import Layer, Topology
+
+UTILITIES = ("contribution", "zero_contribution", "adaptable")
+
+
+@register
+@dataclass(frozen=True)
+class ContinualBackprop(ResetMethod):
+    """After every step, in each hidden layer::
+
+        a += 1
+        u <- eta u + (1 - eta) E|h_i| sum_k |W_out[k, i]|        (utility of unit i, mean over the batch)
+        c += rho #{a > m};  while c > 1: re-birth of the mature unit with the smallest u / (1 - eta^a), c -= 1
+
+    Dohare et al. 2024 (Nature 632), algorithm 1. Incoming row from the layer's initialiser, bias 0, outgoing
+    weights 0, u = a = 0, optimizer state of those slices fresh. Where paper and public code differ: the
+    listing ranks by u without the correction for age (``correct_age=False``), so that young units are picked
+    first; the code corrects, and so does the default. The public correction of the next layer's bias is
+    always zero (it clears the mean before it reads it); ``bias_transfer`` is one that works. h is read at the
+    consumers' inputs in training passes, after pooling and flattening as in the public code; a unit with
+    several consumers sums over them. Handles: ``ages``, ``utilities``, ``log``.
+
+    Args:
+        replacement_rate: rho, replaced share of the mature units per step, in [0, 1].
+        decay: eta of the running utility, in [0, 1).
+        maturity: m, steps before a unit may be replaced.
+        utility: "contribution" (the paper); "zero_contribution" uses E|h - mean h|; "adaptable" divides that
+            by the mean |W_in| (the public ImageNet, MNIST and regression configurations).
+        correct_age: rank by the bias-corrected utility.
+        bias_transfer: move the unit's mean contribution into the consumer's bias before it is zeroed;
+            exact for constant units. Layers whose consumers have no bias are then left out.
+        accumulate: carry fractions of a unit to later steps; False draws them (public code's other way).
+        cap: units per layer and step at most; 1 is the listing, None is no cap.
+        initial: law of the fresh rows, see `supple.fresh.draw`; or the model's initial state_dict.
+        layers: names of the layers to act on; None is every hidden layer that can be reset.
+        seed: of the random draws.
+    """
+
+    replacement_rate: float = 1e-4
+    decay: float = 0.99
+    maturity: int = 100
+    utility: Literal["contribution", "zero_contribution", "adaptable"] = "contribution"
+    correct_age: bool = True
+    bias_transfer: bool = False
+    accumulate: bool = True
+    cap: int | None = 1
+    initial: Initials = "auto"
+    layers: tuple[str, ...] | None = None
+    seed: int = 0
+
+    mechanism: ClassVar[Mechanism | None] = Mechanism.DEAD_UNITS
+    cost: ClassVar[str] = "low"
+    source: ClassVar[str] = "Dohare et al. 2024, Loss of plasticity in deep continual learning, Nature 632"
+
+    def __post_init__(self) -> None:
+        self._check(
+            replacement_rate=(0.0, 1.0), decay=(0.0, 1.0), maturity=(0, float("inf")), cap=(1, float("inf"))
+        )
+        if self.decay == 1.0 or self.utility not in UTILITIES:
+            raise InputError(
+                "decay must be below 1 and the utility known",
+                found=(self.decay, self.utility),
+                do=f"choose one of {', '.join(UTILITIES)}",
+                where=self.name,
+            )
+
+    def attach(
+        self, model: nn.Module, optimizer: Optimizers, *, inputs: Any = None, topology: Topology | None = None
+    ) -> ContinualBackpropHandle:
+        return ContinualBackpropHandle(self, model, optimizer, inputs, topology)
+
+
+@dataclass
+class _Units:
+    """What continual backpropagation remembers of one layer."""
+
+    layer: Layer
+    sites: list[Site]
+    utility: Tensor  # (U,)
+    births: npt.NDArray[np.int64]  # (U,) in steps of the layer's optimizer
+    position: int = 0  # of that optimizer
+    carry: float = 0.0
+    mature: int = 0  # units older than the maturity, as counted last ...
+    until: int = 0  # ... which holds before this clock
+
+    def count_mature(self, clock: int, maturity: int) -> int:
+        if clock >= self.until:
+            old = clock - self.births > maturity
+            self.mature = int(np.count_nonzero(old))
+            young = self.births[~old]
+            self.until = int(young.min()) + maturity + 1 if len(young) else clock + (1 << 62)
+        return self.mature
+
+
+class ContinualBackpropHandle(ResetHandle):
+    """Attached continual backpropagation; see `ContinualBackprop`."""
+
+    method: ContinualBackprop
+    standing = True
+
+    def __init__(
+        self,
+        intervention: ContinualBackprop,
+        model: nn.Module,
+        optimizer: Optimizers,
+        inputs: Any,
+        topology: Any,
+    ) -> None:
+        self.method = intervention
+        self.units: dict[str, _Units] = {}
+        self.clocks = [0 for _ in optimizer_list(optimizer)]
+        self.means: dict[str, Tensor] = {}  # by module: running mean of its inputs
+        self.readers: dict[str, list[tuple[_Units, Site]]] = {}
+        self.measured = False
+        super().__init__(intervention, model, optimizer, inputs, topology)
+
+    def _prepare(self) -> None:
+        for layer in [x for group in self.layers for x in group]:
+            sites = consumer_sites(self.built, layer)
+            if isinstance(sites, str):
+                self._drop(layer, sites)
+            elif (reason := self._transfer_refusal(sites)) is not None:
+                self._drop(layer, reason)
+            else:
+                self._watch(layer, sites)
+
+    def _transfer_refusal(self, sites: list[Site]) -> str | None:
+        if not self.method.bias_transfer:
+            return None
+        layers = self.built.topology.layers
+        reasons = [transfer_refusal(layers[s.edge.consumer], s.edge) for s in sites if s.edge is not None]
+        return next((f"its bias transfer: {r}" for r in reasons if r), None)
+
+    def _watch(self, layer: Layer, sites: list[Site]) -> None:
+        weight = self.built.parameters[layer.weight]
+        dtype = weight.dtype if weight.dtype == torch.float64 else torch.float32
+        utility = torch.zeros(layer.units, dtype=dtype, device=weight.device)
+        position = next(i for i, group in enumerate(self.layers) if layer in group)
+        held = _Units(layer, sites, utility, np.zeros(layer.units, dtype=np.int64), position)
+        self.units[layer.name] = held
+        method = self.method
+        centre = None if method.utility == "contribution" else self._centre
+        for site in sites:
+            module = self.built.modules[site.module]
+            self.meter.watch_input(site, module, signed=method.bias_transfer, centre=centre)
+            if method.bias_transfer or centre is not None:
+                self.means.setdefault(site.module, utility.new_zeros(site.width))
+            self.readers.setdefault(site.module, []).append((held, site))
+
+    # -- what a user reads ----------------------------------------------------------------------
+    @property
+    def ages(self) -> dict[str, Tensor]:
+        """Steps since each unit was born, by layer."""
+        return {n: torch.from_numpy(self._clock(u) - u.births) for n, u in self.units.items()}
+
+    @property
+    def utilities(self) -> dict[str, Tensor]:
+        """The utility by which units are ranked, by layer."""
+        return {n: self._ranking(u) for n, u in self.units.items()}
+
+    # -- the algorithm --------------------------------------------------------------------------
+    def _act(self, layers: list[Layer]) -> bool:
+        held = [self.units[x.name] for x in layers]
+        paths = list(dict.fromkeys(s.module for u in held for s in u.sites))
+        self.meter.reduce(paths, self.device)
+        if not all(self.meter.gauges[p].count for p in paths):
+            return self._missing(paths)
+        self.measured = True
+        self.clocks[held[0].position] += 1
+        for path in paths:
+            if path in self.means:
+                self.means[path].lerp_(self.meter.gauges[path].mean("signed"), 1.0 - self.method.decay)
+        for units in held:
+            self._update(units)
+        chosen = {u.layer.name: c for u in held if (c := self._choose(u)) is not None}
+        if chosen:
+            self._replace(chosen)
+        for path in paths:
+            self.meter.gauges[path].clear()
+        return True
+
+    def _missing(self, paths: list[str]) -> bool:
+        if not self.measured:
+            raise AttachError(
+                "no activation was seen before this optimizer step",
+                found=f"no training forward pass through all of {', '.join(paths)}",
+                do="attach before torch.compile, and train with model.train() and gradients enabled",
+            )
+        return super()._missing(paths)
+
+    def _update(self, units: _Units) -> None:
+        """u <- eta u + (1 - eta) E|h| sum|W_out|, summed over all consumers."""
+        kind = "absolute" if self.method.utility == "contribution" else "deviation"
+        rest = 1.0 - self.method.decay
+        units.utility.mul_(self.method.decay)
+        for site in units.sites:
+            gauge = self.meter.gauges[site.module]
+            now = site.gather(gauge.sums[kind] * self._outgoing_sum(site), units.layer.units)
+            if self.method.utility == "adaptable":
+                now = now / self._incoming_mean(units)
+            units.utility.add_(now, alpha=rest / gauge.count)
+
+    def _outgoing_sum(self, site: Site) -> Tensor:
+        """(C,) sum of |weight| over everything that reads each channel of the consumer's input."""
+        if site.edge is None:
+            raise AttachError("a utility is read at consumers only", where=site.module)
+        weight = self.built.parameters[site.edge.weight].detach()
+        groups = int(getattr(self.built.modules[site.module], "groups", 1))
+        if site.edge.dim == 1 and groups > 1:
+            weight = weight.view(groups, weight.shape[0] // groups, *weight.shape[1:])
+            return torch.cat([absolute_sum(part, 1) for part in weight])
+        return absolute_sum(weight, site.edge.dim)
+
+    def _incoming_mean(self, units: _Units) -> Tensor:
+        """(U,) mean |W_in| of each unit."""
+        layer = units.layer
+        weight = self.built.parameters[layer.weight].detach()
+        norms = absolute_sum(weight, layer.unit_dim)
+        rows = torch.from_numpy(layer.rows).to(norms.device)
+        return norms[rows] * (weight.shape[layer.unit_dim] / weight.numel())
+
+    def _choose(self, units: _Units) -> Tensor | None:
+        """The units of a layer that are due, lowest utility first, or None."""
+        method, name = self.method, units.layer.name
+        clock = self._clock(units)
+        eligible = units.count_mature(clock, method.maturity)
+        share = method.replacement_rate * eligible
+        if method.accumulate:
+            units.carry += share
+            count = int(units.carry) if units.carry > 1 else 0
+        else:
+            keyed = fresh.generator(method.seed, clock, f"{name}/fraction")
+            count = int(share) + int(torch.rand((), generator=keyed).item() < share % 1)
+        count = min(count, eligible, method.cap or eligible)
+        if not count:
+            return None
+        ranking = self._ranking(units)
+        if not bool(torch.isfinite(ranking).all()):
+            self._skip(name, "a utility is not finite")
+            return None
+        units.carry -= count if method.accumulate else 0
+        young = torch.from_numpy(clock - units.births <= method.maturity)
+        ranking[young.to(ranking.device)] = torch.inf
+        return torch.sort(ranking, stable=True).indices[:count].cpu()
+
+    def _ranking(self, units: _Units) -> Tensor:
+        """(U,) a new tensor: the utility, corrected for age if asked (0 at age 0)."""
+        if not self.method.correct_age:
+            return units.utility.clone()
+        growth = 1.0 - self.method.decay ** np.maximum(self._clock(units) - units.births, 1)
+        return units.utility / torch.from_numpy(growth).to(units.utility)
+
+    def _replace(self, chosen: dict[str, Tensor]) -> None:
+        self._reset(chosen, self._transferred_means() if self.method.bias_transfer else None)
+        for name, index in chosen.items():
+            units = self.units[name]
+            units.utility[index.to(units.utility.device)] = 0.0
+            units.births[index.numpy()] = self._clock(units)
+            units.until = 0
+            for site in units.sites:
+                if site.module in self.means:
+                    gone = torch.isin(site.units, index)
+                    channels = site.channels[gone]
+                    self.means[site.module][channels[channels >= 0].to(units.utility.device)] = 0.0
+
+    # -- running means --------------------------------------------------------------------------
+    def _centre(self, path: str, batch_mean: Tensor) -> Tensor:
+        """(C,) the bias-corrected running mean, this batch included."""
+        decay = self.method.decay
+        mean = torch.lerp(self.means[path].to(batch_mean), batch_mean, 1.0 - decay)
+        return mean / self._growth(path, 1).to(batch_mean)
+
+    def _growth(self, path: str, ahead: int) -> Tensor:
+        """(C,) 1 - eta^a of the unit behind each channel, ``ahead`` steps from now; 1 where there is none."""
+        total = torch.zeros_like(self.means[path])
+        for units, site in self.readers[path]:
+            ages = self._clock(units) - units.births + ahead
+            part = 1.0 - self.method.decay ** np.maximum(ages, 1)
+            total += site.spread(torch.from_numpy(part).to(total))
+        return torch.where(total > 0, total, torch.ones_like(total))
+
+    def _transferred_means(self) -> dict[str, Tensor]:
+        """Consumer name -> bias-corrected mean of its inputs, of units that are still alive."""
+        return {
+            site.edge.consumer: self.means[path] / self._growth(path, 0)
+            for path, readers in self.readers.items()
+            for _, site in readers
+            if site.edge is not None
+        }
+
+    # -- state ----------------------------------------------------------------------------------
+    def _clock(self, units: _Units) -> int:
+        return self.clocks[units.position]
+
+    def _own_state(self) -> dict[str, Any]:
+        return {
+            "clocks": list(self.clocks),
+            "measured": self.measured,
+            "means": {p: m.clone() for p, m in self.means.items()},
+            "layers": {
+                n: {
+                    "utility": u.utility.clone(),
+                    "births": torch.from_numpy(u.births.copy()),
+                    "carry": u.carry,
+                }
+                for n, u in self.units.items()
+            },
+        }
+
+    def _load_own(self, state: dict[str, Any]) -> None:
+        if set(state["layers"]) != set(self.units) or set(state["means"]) != set(self.means):
+            raise InputError("the state holds other layers", found=sorted(state["layers"]))
+        self.clocks = [int(c) for c in state["clocks"]]
+        self.measured = bool(state["measured"])
+        for path, mean in state["means"].items():
+            self.means[path].copy_(mean)
+        for name, kept in state["layers"].items():
+            units = self.units[name]
+            units.utility.copy_(kept["utility"])
+            units.births = kept["births"].cpu().numpy().copy()
+            units.carry, units.until = float(kept["carry"]), 0
