@@ -33,7 +33,7 @@ def tell(
     say: Callable[[str], None],
 ) -> Story:
     """Train, diagnose, repair, collect; returns what the page is drawn from."""
-    say(f"{protocol.title}: {protocol.description}.")
+    say(wrap(f"{protocol.title}: {protocol.description}."))
     say(f"{protocol.tasks} tasks, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}; results in")
     say(f"  {root}")
     cast = arms.before()
