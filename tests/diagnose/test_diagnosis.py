@@ -194,6 +194,10 @@ def test_a_layer_that_died_as_a_whole_is_found() -> None:
     report = look(net, FAMILIES["he"])
     assert report.finding("dead_units").status in (Status.PRESENT, Status.INVALID)
     assert report.finding("dead_units").status is Status.PRESENT, str(report)
+    kernel = report.finding("ntk_degeneration")
+    assert kernel.status is Status.INCONCLUSIVE, "a silent layer alone makes the kernel that of a constant"
+    assert "2 is silent" in kernel.reason
+    assert report.prescription.primary[0].intervention == "ReGraMa"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,6 +45,11 @@ def write_text(path: str | Path, text: str) -> Path:
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, target)
     return target
+
+
+def wrap(text: str) -> str:
+    """A paragraph in 80 columns."""
+    return textwrap.fill(text, 80, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def duration(seconds: float) -> str:

@@ -45,6 +45,7 @@ def identify(panel: Panel) -> tuple[Finding, ...]:
     dead = starved_by_rank(panel, rules.dead_units(panel), rank)
     kernel = rules.ntk_degeneration(panel)
     dead = silenced_by_kernel(panel, dead, kernel)
+    kernel = behind_a_silent_layer(panel, kernel, dead)
     found = (
         dead,
         rank,
@@ -76,6 +77,19 @@ def silenced_by_kernel(panel: Panel, dead: Finding, kernel: Finding) -> Finding:
         return dead
     reason = f"{dead.reason}; but most others always fire: a common mode splits the units"
     return dataclasses.replace(dead, status=Status.INCONCLUSIVE, layers=(), reason=reason)
+
+
+def behind_a_silent_layer(panel: Panel, kernel: Finding, dead: Finding) -> Finding:
+    """Where a whole layer is silent every input moves the parameters alike: the kernel cannot be judged."""
+    if kernel.status is not Status.PRESENT or dead.status is not Status.PRESENT:
+        return kernel
+    silent = [x.name for x in panel.hidden if panel.value("dead", x.name) >= limit.SILENT_LAYER]
+    if not silent:
+        return kernel
+    reason = (
+        f"{kernel.reason}; but {', '.join(silent)} is silent, which alone does this: look again after repair"
+    )
+    return dataclasses.replace(kernel, status=Status.INCONCLUSIVE, layers=(), reason=reason)
 
 
 def _without_twin(panel: Panel, mechanism: Mechanism, reason: str) -> Finding:

@@ -48,6 +48,8 @@ NTK_DEAD_POWER = 2
 NTK_RANK = Threshold(0.80, "ratio", False, 0.08, f"must have fallen too; {LAB}")
 #: share of units that always fire: with it, silent units are a by-product of a common mode
 ALWAYS_ON = Threshold(0.30, "excess", True, 0.05, f"common mode c = 10 0.5 or more, worn D2 below 0.1; {LAB}")
+#: a layer of which this share never fires lets no input through: the kernel behind it is that of a constant
+SILENT_LAYER = 0.95
 #: share of tanh or sigmoid units that sit at their ends
 SATURATED = Threshold(0.30, "excess", True, 0.05, "chosen, not fitted: a third of the units more than fresh")
 #: geometric mean over layers of sigma_1

@@ -55,6 +55,7 @@ class Demo:
         self._check()
         check_target(self.json)
         protocol, root = self.protocol(), self.folder()
+        root.mkdir(parents=True, exist_ok=True)  # refuses a place that cannot be written before any work
         story = tell(
             protocol,
             root,
@@ -85,6 +86,8 @@ class Demo:
             raise InputError("--budget must be a positive number of seconds", found=self.budget)
         if self.tasks is not None and self.fast:
             raise InputError("--fast and --tasks both set the number of tasks", do="give one of them")
+        if self.out is not None and self.out.exists() and not self.out.is_dir():
+            raise InputError("--out is not a folder", where=str(self.out))
 
     def protocol(self) -> Protocol:
         """The protocol at the asked size."""
@@ -116,13 +119,11 @@ class Demo:
 
 def say_verdict(lines: list[str]) -> None:
     """The verdict in 80 columns."""
-    import textwrap
-
-    from supple.cli.console import say
+    from supple.cli.console import say, wrap
 
     say()
     for line in lines:
-        say(textwrap.fill(line, 80, subsequent_indent="  ", break_on_hyphens=False))
+        say(wrap(line))
     say()
 
 

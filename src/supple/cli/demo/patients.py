@@ -84,7 +84,7 @@ def patients(
     protocol: Protocol, root: Path, runs: dict[int, Path], budget: float
 ) -> tuple[list[Patient], list[Patient]]:
     """(worn, fresh), one of each a seed; ``runs`` are the folders of the plain network's runs."""
-    kept = root / "diagnosis"
+    kept = root / "diagnosis" / f"budget-{budget:g}"  # another budget is another diagnosis
     worn = [Patient(protocol, s, runs[s], kept / f"worn-seed-{s}.json", budget) for s in runs]
     fresh = [Patient(protocol, s, None, kept / f"fresh-seed-{s}.json", budget) for s in runs]
     return worn, fresh

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from supple.cli.console import Progress
+from supple.cli.console import Progress, wrap
 from supple.cli.demo import arms, collect
 from supple.cli.demo.arms import Cast
 from supple.cli.demo.patients import diagnose_all, patients
@@ -33,8 +33,9 @@ def tell(
     say: Callable[[str], None],
 ) -> Story:
     """Train, diagnose, repair, collect; returns what the page is drawn from."""
-    say(f"{protocol.title}: {protocol.description}.")
-    say(f"{protocol.tasks} tasks, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}, results in {root}")
+    say(wrap(f"{protocol.title}: {protocol.description}."))
+    say(f"{protocol.tasks} tasks, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}; results in")
+    say(f"  {root}")
     cast = arms.before()
     train("1/3 training", specs(protocol, cast, seeds), root, workers)
     for line in collect.progress_lines(protocol, root, cast, seeds):
@@ -44,7 +45,7 @@ def tell(
     say(str(worn[0]))
     more = arms.after(worn)
     say("")
-    say(announce(more))
+    say(wrap(announce(more)))
     train("3/3 repairing", specs(protocol, more, seeds), root, workers)
     cast += more
     for line in collect.progress_lines(protocol, root, more, seeds):
