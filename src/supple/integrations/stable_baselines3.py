@@ -180,7 +180,7 @@ class SuppleCallback(_base):  # type: ignore[misc]
         from stable_baselines3.common.preprocessing import preprocess_obs
 
         if not hasattr(self.model.policy, "get_distribution"):
-            x = preprocess_obs(x, self.model.observation_space, normalize_images=True)
+            x = torch.as_tensor(preprocess_obs(x, self.model.observation_space, normalize_images=True))
         discrete = hasattr(self.model.action_space, "n")
         y = torch.as_tensor(actions[rows], device=device)
         return x.float(), y.long().flatten() if discrete else y.float()

@@ -61,7 +61,8 @@ class HareTortoiseHandle(Handle):
     def _after_step(self, optimizer: Optimizer) -> None:
         if optimizer is not self.optimizers[0]:
             return
-        slow, fast = list(self.tortoise.values()), list(self._named.values())
+        slow: list[Tensor] = list(self.tortoise.values())
+        fast: list[Tensor] = [*self._named.values()]
         torch._foreach_lerp_(slow, fast, 1.0 - self.intervention.momentum)
         if self.due(self.intervention.every):
             torch._foreach_copy_(fast, slow)
