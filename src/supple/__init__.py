@@ -9,6 +9,8 @@ and `supple.functional`.
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -60,3 +62,19 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+class _Package(ModuleType):
+    """Keeps `supple.diagnose` and `supple.scan` the functions, although rooms have those names.
+
+    Importing a submodule binds it as an attribute of its package; here that would hide the function.
+    ``from supple.scan import …`` finds the room all the same, in ``sys.modules``.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        hidden = isinstance(value, ModuleType) and _LAZY.get(name, ("", None))[1] is not None
+        if not hidden:
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

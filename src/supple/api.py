@@ -66,9 +66,9 @@ def diagnose(
     >>> str(report.finding("plasticity_loss").status)
     'not_measured'
     """
-    from supple import diagnose as room
+    from supple.diagnose import run
 
-    return room.run(
+    return run(
         model,
         batch,
         loss_fn,
@@ -87,9 +87,9 @@ def plan(model: nn.Module, optimizer: Optimizers, report: DiagnosisReport) -> Pl
     ``print(plan)`` reads it, ``plan.apply_()`` carries it out (all of it or nothing) and returns the
     handles of the standing interventions.
     """
-    from supple import diagnose as room
+    from supple.diagnose import plan as run
 
-    return room.plan(model, optimizer, report)
+    return run(model, optimizer, report)
 
 
 def trial(
@@ -108,9 +108,9 @@ def trial(
     The candidates default to the prescription, the famous but mismatched fix, nothing, and a fresh
     restart. The result ranks them with paired intervals; a measured answer outranks the table.
     """
-    from supple import diagnose as room
+    from supple.diagnose import trial as run
 
-    return room.trial(
+    return run(
         model,
         optimizer,
         batch,

@@ -47,7 +47,7 @@ def test_accuracies_equal_the_plain_loop(tmp_path: Path) -> None:
     assert records.select(instrument="online_accuracy").values() == pytest.approx(online, abs=0.01)
     assert records.select(instrument="end_accuracy").values() == pytest.approx(end, abs=0.01)
     assert records.select(instrument="online_accuracy")[0].value == pytest.approx(online[0], abs=0.002)
-    assert [r.step for r in records.select(instrument="loss")] == [28, 56, 84]
+    assert [r.step for r in records.select(instrument="online_loss")] == [28, 56, 84]
     assert records[0].task == "task-0"
     assert records[0].run == "plain/seed-0"
 
@@ -121,7 +121,7 @@ def test_a_diverged_network_is_never_a_good_number(tmp_path: Path) -> None:
     spec = tiny()
     spec = dataclasses.replace(spec, protocol=dataclasses.replace(spec.protocol, optimizer="sgd", lr=1e30))
     records = load(run(spec, tmp_path)).records
-    last = records.last(instrument="loss")
+    last = records.last(instrument="online_loss")
     assert last.status == "invalid"
     assert "not finite" in last.note
     online = records.last(instrument="online_accuracy")

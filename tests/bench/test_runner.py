@@ -59,11 +59,11 @@ def test_a_killed_worker_is_replaced_and_its_run_resumed(
     assert content(outcome.folders[0]) == content(run(spec, tmp_path / "b", measure=weigh))
 
 
-@pytest.mark.slow
-def test_a_run_that_kills_every_worker_is_given_up(tmp_path: Path) -> None:
+def test_a_run_that_kills_every_worker_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("supple.bench.runner.RETRIES", 1)
     specs = [tiny(seed=s, tasks=2, measure_every=1) for s in (1, 0)]
     outcome = run_list(specs, tmp_path, workers=1, measure=die)
-    assert "died 3 times, last with exit code -9" in outcome.errors["digits-permuted/plain/seed-1"]
+    assert "died 2 times, last with exit code -9" in outcome.errors["digits-permuted/plain/seed-1"]
     assert load(outcome.folders[1]).done
 
 

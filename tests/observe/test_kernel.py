@@ -212,6 +212,7 @@ def test_equals_the_product_of_jacobians(name: str, kind: str) -> None:
     assert found.shape == wanted.shape
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10 * float(wanted.abs().max()))
     assert torch.equal(found, found.mT)
+    assert not found.requires_grad
 
 
 @pytest.mark.parametrize("kind", ["trace", "full", "scalar"])
@@ -330,6 +331,14 @@ def test_hooks_of_the_user_and_checkpointing_do_not_disturb() -> None:
         return checkpoint(net, inputs, use_reentrant=False)
 
     torch.testing.assert_close(ntk(model, x, "full", forward=forward), wanted)
+
+
+def test_reentrant_checkpointing_is_refused() -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    model, x = build("mlp")
+    with pytest.raises(InputError, match="use_reentrant=False"):
+        ntk(model, x, forward=lambda m, v: m[4](checkpoint(m[1:4], m[0](v), use_reentrant=True)))
 
 
 def test_inputs_as_tuple_mapping_and_forward() -> None:

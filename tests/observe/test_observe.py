@@ -145,6 +145,31 @@ def test_ntk_statistics_against_per_sample_jacobians(worn):
     assert seen.records.last(instrument="ntk_trace").samples == 64
 
 
+def test_gradient_signal_against_per_sample_gradients(worn):
+    model, (x, y), _, _ = worn
+    seen = observe(model, (x[:20], y[:20]), F.cross_entropy, instruments="gradient_signal")
+    g = np.stack(
+        [
+            np.concatenate(
+                [
+                    double(t).ravel()
+                    for t in torch.autograd.grad(
+                        F.cross_entropy(model(x[i : i + 1]), y[i : i + 1]), list(model.parameters())
+                    )
+                ]
+            )
+            for i in range(20)
+        ]
+    )
+    diversity = (g**2).sum() / (g.sum(0) ** 2).sum()
+    assert seen.value("gradient_diversity") == pytest.approx(diversity, rel=1e-4)
+    signal = ((g.sum(0) ** 2).sum() - (g**2).sum()) / (20 * 19)
+    noise = ((g - g.mean(0)) ** 2).sum() / 19
+    assert seen.value("gradient_snr") == pytest.approx(max(signal, 0) / noise, rel=1e-3)
+    unit = g / np.linalg.norm(g, axis=1, keepdims=True)
+    assert seen.value("gradient_mean_cosine") == pytest.approx(((unit @ unit.T).sum() - 20) / 380, rel=1e-3)
+
+
 def test_churn_against_a_step_made_by_hand():
     torch.manual_seed(0)
     model, x, y = mlp(), torch.randn(40, 5), torch.arange(40) % 3

@@ -1,6 +1,7 @@
 """References: what is accepted, what a twin is, what is refused and how it is said."""
 
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -117,6 +118,6 @@ def test_a_copy_keeps_the_hooks_that_compute_weights():
 
 def test_a_model_that_cannot_be_copied():
     model = mlp()
-    model.cache = model[0].weight * 2
+    model.lock = threading.Lock()
     with pytest.raises(InputError, match="cannot be copied"):
         clean_copy(model)

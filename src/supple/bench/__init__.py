@@ -3,7 +3,8 @@ each), the runner over methods and seeds, and the statistics that make a compari
 """
 
 from supple.bench import methods, protocols, statistics
-from supple.bench.loop import Scene, observe_scene, run
+from supple.bench.loop import run
+from supple.bench.rows import Scene, observe_scene
 from supple.bench.runner import Outcome, Progress, run_list
 from supple.bench.spec import RunSpec, grid
 from supple.bench.summary import Summary, collect

@@ -83,7 +83,7 @@ METHODS = _table(
         name="cbp",
         title="Continual backprop",
         intervention="ContinualBackprop",
-        settings={"rate": 1e-3},
+        settings={"replacement_rate": 1e-3},
         cost=1.6,
     ),
     Method(name="cchain", title="C-CHAIN", intervention="CChain", settings={"coef": 1.0}, cost=2.5),

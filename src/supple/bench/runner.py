@@ -14,7 +14,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from supple.bench.loop import Measure, observe_scene, run
+from supple.bench.loop import run
+from supple.bench.rows import Measure, observe_scene
 from supple.bench.spec import RunSpec
 from supple.errors import InputError
 from supple.store import Run

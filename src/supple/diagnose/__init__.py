@@ -3,6 +3,10 @@ locate, prescribe; thresholds live here with their provenance, as do the typed f
 trial that measures candidates on copies.
 """
 
+from supple.diagnose.plan import Plan, PlanStep, plan
+from supple.diagnose.run import run
+from supple.diagnose.trainability import Trainability, trainability
+from supple.diagnose.trial import Arm, Trial, trial
 from supple.diagnose.types import (
     DiagnosisReport,
     Evidence,
@@ -12,4 +16,20 @@ from supple.diagnose.types import (
     Source,
 )
 
-__all__ = ["DiagnosisReport", "Evidence", "Finding", "Prescription", "PrescriptionLine", "Source"]
+__all__ = [
+    "Arm",
+    "DiagnosisReport",
+    "Evidence",
+    "Finding",
+    "Plan",
+    "PlanStep",
+    "Prescription",
+    "PrescriptionLine",
+    "Source",
+    "Trainability",
+    "Trial",
+    "plan",
+    "run",
+    "trainability",
+    "trial",
+]

@@ -20,7 +20,7 @@ from torch import Tensor
 from supple.errors import InputError
 from supple.records import Record, Records
 from supple.status import Mechanism, Status
-from supple.topology.graph import Coverage, LayerCoverage
+from supple.topology.graph import Coverage, LayerCoverage, Topology
 
 REPORT_VERSION = 1
 
@@ -226,6 +226,9 @@ class DiagnosisReport:
     arrays: dict[str, Tensor] = field(default_factory=dict)
     sources: tuple[Source, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
+    # for a plan in the same process; not part of what is stored
+    topology: Topology | None = field(default=None, repr=False, compare=False)
+    inputs: Any = field(default=None, repr=False, compare=False)
 
     def finding(self, mechanism: str) -> Finding:
         """The finding about one mechanism; an unknown name lists the known ones."""

@@ -30,6 +30,7 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """A 3×3 stem without pooling, stages of basic blocks (each later stage halves the image), a linear head.
 
+    >>> import torch
     >>> net = resnet18(outputs=100)
     >>> net(torch.zeros(1, 3, 32, 32)).shape
     torch.Size([1, 100])

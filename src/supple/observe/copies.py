@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 
-from torch import nn
+from torch import Tensor, nn
 
 from supple.errors import InputError
 
@@ -57,11 +57,15 @@ def clean_copy(model: nn.Module) -> nn.Module:
             # deepcopy asks the memo first: it never walks into what a foreign hook refers to
             kept = {k: h for k, h in hooks.items() if type(h).__module__.startswith("torch.")}
             memo[id(hooks)] = OrderedDict(copy.deepcopy(kept))
+        for value in vars(module).values():
+            # computed weights (pruning, old weight normalisation) and kept activations hang on a graph
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
     try:
         return copy.deepcopy(model, memo)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise InputError(
             "the model cannot be copied",
             found=f"{type(error).__name__}: {error}",
-            do="make copy.deepcopy(model) work (often a module keeps an activation or a file handle)",
+            do="make copy.deepcopy(model) work (often a module keeps a lock or an open file)",
         ) from error

@@ -55,7 +55,7 @@ def available() -> dict[str, Instrument]:
     >>> available()["dormant"].cost
     'economy'
     """
-    from supple.observe import change, features, outputs, tangent, units, weights  # noqa: F401 (they register)
+    from supple.observe import change, features, outputs, signal, tangent, units, weights  # noqa: F401
 
     return dict(_REGISTRY)
 

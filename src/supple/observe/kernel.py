@@ -6,7 +6,8 @@ Shape letters: N samples, C outputs per sample, B cotangents at a time, T positi
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -43,8 +44,8 @@ def ntk(
     hooks: for a Linear layer K += (A A^T + 1) * (G G^T), elsewhere position pairs or one layer's per-sample
     gradients, whichever needs fewer operations; a weight used several times gets its cross terms. Parameters
     used in any other way (bare parameters, packed attention, recurrent layers) go through per-sample
-    gradients of the whole network restricted to them. Gradients have the dtype of the model, sums are float64. No
-    object of the size of all parameters times N exists for a network of Linear layers.
+    gradients of the whole network restricted to them. Gradients have the dtype of the model, sums are
+    float64. No object of the size of all parameters times N exists for a network of Linear layers.
 
     Samples must not influence one another (batch statistics do): this is tested with scaled cotangents,
     not assumed. Nothing of the model's state changes: buffers, flags, gradients, random state.
@@ -61,7 +62,7 @@ def ntk(
 
     Raises:
         InputError: an unknown kind, no sample, an output that is not a floating tensor (N, ...), no
-            trainable parameter behind it, or samples that are coupled.
+            trainable parameter behind it, samples that are coupled, or reentrant checkpointing.
 
     >>> net = nn.Linear(2, 1)
     >>> ntk(net, torch.tensor([[1.0, 2.0], [3.0, 0.0]])).tolist()
@@ -77,6 +78,7 @@ def ntk(
         if not bool(outputs.isfinite().all()):
             return kernel.unusable()
         uses, nodes = parameter_uses(outputs)
+        _refuse_hidden_graphs(nodes)
         calls = [c for c in recorder.calls if c.output.grad_fn in nodes]
         if not _settle(calls, outputs):
             return kernel.unusable()
@@ -160,6 +162,15 @@ def _settle(calls: Sequence[Call], outputs: Tensor) -> bool:
     return True
 
 
+def _refuse_hidden_graphs(nodes: Iterable[Any]) -> None:
+    """Parameters inside reentrant checkpointing are on no graph: they would be left out without a word."""
+    if any(type(node).__name__ == "CheckpointFunctionBackward" for node in nodes):
+        raise InputError(
+            "reentrant activation checkpointing hides parameters from the kernel",
+            do="use checkpoint(..., use_reentrant=False)",
+        )
+
+
 def _flat(outputs: Any, inputs: Any) -> Tensor:
     """Outputs as (N, C); anything else is refused with what to do."""
     if not isinstance(outputs, Tensor) or not outputs.is_floating_point() or outputs.dim() < 1:
@@ -187,9 +198,9 @@ def _plain_eager(model: nn.Module) -> Iterator[None]:
     Fused attention kernels have no batching rule, so that many cotangents at once would run one by one.
     """
     device = next((p.device.type for p in model.parameters()), "cpu")
-    with (
-        torch.compiler.set_stance("force_eager"),
-        torch.autocast(device, enabled=False),
-        sdpa_kernel(SDPBackend.MATH),
-    ):
+    with contextlib.ExitStack() as stack:
+        if "torch._dynamo" in sys.modules:  # importing it takes a second, and without it nothing is compiled
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         yield

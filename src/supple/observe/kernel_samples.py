@@ -125,7 +125,8 @@ def _by_vmap(kernel: Kernel, caller: _Caller, one: _Samples, group: dict[str, Te
 
     derive = grad(scalar) if kernel.kind == "scalar" else jacrev(outputs)
     axes = (None, *[0] * len(one.mapped()))
-    found = vmap(derive, in_dims=axes)(group, *one.mapped())
+    with torch.no_grad():  # no graph into the parameters that are not of this group
+        found = vmap(derive, in_dims=axes)(group, *one.mapped())
     if kernel.kind == "scalar":
         return [g.reshape(1, kernel.n, -1) for g in found.values()]
     return [g.transpose(0, 1).reshape(kernel.c, kernel.n, -1) for g in found.values()]

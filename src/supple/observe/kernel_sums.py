@@ -40,9 +40,9 @@ class Kernel:
         v[torch.arange(stop - start), :, torch.arange(start, stop)] = 1
         return v
 
-    def add_gradients(self, j: Tensor) -> None:
+    def add_gradients(self, gradients: Tensor) -> None:
         """Per-sample gradients (B, N, P): all cotangents at once for "full", any number of them otherwise."""
-        rows = j.transpose(0, 1).reshape(self.size, -1)
+        rows = gradients.transpose(0, 1).reshape(self.size, -1)
         step = max(1, CHUNK // self.size)
         for start in range(0, rows.shape[1], step):
             part = rows[:, start : start + step].to(self.values.dtype)
@@ -53,6 +53,10 @@ class Kernel:
     def add_vectors(self, similar: Tensor, g: Tensor) -> None:
         """Layers without positions: similarity of inputs (N, N) times that of gradients (B, N, 1, O)."""
         full = self.kind == "full"
+        if full and self._is_output(g):
+            # gradients of outputs by themselves: only equal outputs meet
+            self.values.view(self.n, self.c, self.n, self.c).diagonal(dim1=1, dim2=3).add_(similar[..., None])
+            return
         rows = g[:, :, 0].transpose(0, 1).to(self.values.dtype)  # (N, B, O)
         per = self.c if full else 1
         rows = rows.reshape(self.n * per, -1)
@@ -63,6 +67,13 @@ class Kernel:
             weight = similar[i:j, :j]
             block.view(j - i, per, j, per).mul_(weight[:, None, :, None])
             self.values[i * per : j * per, : j * per] += block
+
+    def _is_output(self, g: Tensor) -> bool:
+        """True for gradients (B, N, 1, O) of the output layer: one-hot in the cotangent's own output."""
+        if g.shape[-1] != self.c:
+            return False
+        rows = g[:, :, 0]
+        return torch.equal(rows, torch.eye(self.c, dtype=g.dtype, device=g.device)[:, None].expand_as(rows))
 
     def add_pairs(self, similar: Tensor, g: Tensor) -> None:
         """Layers with positions: similarity of inputs (N T, N T), gradients (B, N, T, O)."""
@@ -171,12 +182,16 @@ def add_block(kernel: Kernel, block: Block, grads: Sequence[Tensor]) -> None:
             _total([(x * c.inputs()).sum(2).flatten(2) for c, x in zip(block.calls, g, strict=True)])
         )
     elif block.role == "matrix":
-        a = torch.cat([c.inputs() for c in block.calls], 1)
-        together = torch.cat(g, 2)
+        a = _joined_positions([c.inputs() for c in block.calls], 1)
+        together = _joined_positions(g, 2)
         for x, y in zip(a.chunk(block.groups, -1), together.chunk(block.groups, -1), strict=True):
             _add_matrix(kernel, x, y, block.bias)
     else:
         _add_by_rows(kernel, block, g)
+
+
+def _joined_positions(parts: Sequence[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
 
 
 def _total(parts: Sequence[Tensor]) -> Tensor:

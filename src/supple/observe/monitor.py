@@ -59,6 +59,7 @@ class Monitor:
     Raises:
         InputError: a probe, loss, schedule or instrument that cannot be used.
 
+    >>> import torch
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     >>> batch = (torch.randn(32, 4), torch.randint(3, (32,)))
@@ -148,7 +149,8 @@ class Monitor:
         if probe is not None:
             check_batch(probe, strict=True)
         if self._tasks.name:
-            self._add(self._tasks.evaluate(self.model, self.loss_fn, self.forward))
+            rows = self._tasks.evaluate(self.model, self.loss_fn, self.forward)
+            self._ledger.add(self._stamp(rows), self.step)
         self._tasks.begin(name, probe)
 
     def measure(self) -> Records:
@@ -238,7 +240,7 @@ class Monitor:
             self.step += 1
         if number in self._pending:
             self._pending.discard(number)
-            self._add(self._watches[number].after(self.topology))
+            self._ledger.add(self._stamp(self._watches[number].after(self.topology)), self.step)
             if number == 0:
                 self._measure()
 
@@ -251,15 +253,16 @@ class Monitor:
             instruments=self.instruments,
             topology=self.topology,
             forward=self.forward,
+            step=self.step,
+            task=self._tasks.name,
         )
         self.topology, self.arrays = seen.topology, seen.arrays
-        rows = self._add([*seen.records, *self._tasks.evaluate(self.model, self.loss_fn, self.forward)])
+        rows = [*seen.records, *self._stamp(self._tasks.evaluate(self.model, self.loss_fn, self.forward))]
+        self._ledger.add(rows, self.step)
         return Records(rows)
 
-    def _add(self, rows: Sequence[Record]) -> list[Record]:
-        stamped = [dataclasses.replace(r, step=self.step, task=self._tasks.name) for r in rows]
-        self._ledger.add(stamped, self.step)
-        return stamped
+    def _stamp(self, rows: Sequence[Record]) -> list[Record]:
+        return [dataclasses.replace(r, step=self.step, task=self._tasks.name) for r in rows]
 
     def _initial_reference(self) -> Reference | None:
         return resolve(self.initial_state, self.model, kind="initial")

@@ -57,6 +57,8 @@ class Probe:
     optimizers: list[Optimizer]
     reference: Reference | None
     seed: int
+    step: int = -1
+    task: str = ""
     outputs: Any = None
     loss: Tensor | None = None
     taps: Taps = field(default_factory=Taps)
@@ -108,7 +110,8 @@ class Probe:
         if number != number or number in (float("inf"), float("-inf")):
             fields.setdefault("status", str(Status.INVALID))
             fields["note"] = fields.get("note") or "the value is not finite"
-        return Record(name, number, layer=view.name if view else "*", **fields)
+        where = view.name if view else "*"
+        return Record(name, number, layer=where, step=self.step, task=self.task, **fields)
 
     def unmeasured(self, name: str, reason: str, view: LayerView | None = None, **fields: Any) -> Record:
         """A row that says why there is no value."""
@@ -133,6 +136,8 @@ def observe(
     forward: Forward | None = None,
     seed: int = 0,
     reference: Any = None,
+    step: int = -1,
+    task: str = "",
 ) -> Observation:
     """Look at a network once and write down what the instruments show; nothing of its state changes.
 
@@ -152,6 +157,7 @@ def observe(
             module types, and every pooled row then says so.
         forward: ``forward(model, inputs)`` where the call is neither of a tensor, a tuple nor a mapping.
         seed: keys what is drawn at random.
+        step, task: written into every row.
         reference: a healthy network (see `supple.observe.reference.resolve`): adds weight growth against it.
 
     Raises:
@@ -170,14 +176,14 @@ def observe(
     )
     checked = check_batch(batch)
     chosen = select(instruments)
-    probe = Probe(model, checked, loss_fn, forward, optimizers, resolve(reference, model, seed), seed)
+    probe = Probe(
+        model, checked, loss_fn, forward, optimizers, resolve(reference, model, seed), seed, step, task
+    )
     gradients = any("gradients" in i.needs for i in chosen)
     with guard(model, optimizers, evaluate=True), eager():
         run_pass(probe, gradients)
         probe.topology = topology or _trace(probe)
         rows = [row for item in chosen for row in _measure(item, probe)]
-    if probe.topology.refusals and not probe.topology.edges:
-        rows = [_with_note(r, probe.topology.refusals[0].reason) for r in rows]
     loss = float("nan") if probe.loss is None else probe.loss.item()
     return Observation(Records(rows), probe.arrays, probe.topology, loss, probe.outputs)
 
@@ -201,6 +207,7 @@ def run_pass(probe: Probe, gradients: bool) -> None:
                 found=f"{type(error).__name__}: {error}",
                 do="check the shapes and types of the probe, or pass forward=",
             ) from error
+        taps.end_forward()
         loss = run_loss(probe.loss_fn, outputs, probe.batch.targets)
         if not bool(loss.isfinite()):
             probe.problems["gradients"] = probe.problems["copy"] = f"the loss is {loss.item()}"
@@ -258,13 +265,25 @@ def _measure(item: Instrument, probe: Probe) -> Iterator[Record]:
         yield from (probe.unmeasured(n, reason) for n in item.records)
     else:
         try:
-            yield from list(item.measure(probe))
+            gap = _gap(probe) if item.needs & {"units", "weights", "gradients"} else ""
+            yield from [_with_note(row, gap) for row in item.measure(probe)]
         except SuppleError as error:
             yield from (probe.unmeasured(n, str(error)) for n in item.records)
 
 
-def _with_note(row: Record, reason: str) -> Record:
-    return replace(row, note="; ".join(x for x in (row.note, reason) if x)) if row.layer == "*" else row
+def _gap(probe: Probe) -> str:
+    """What pooled rows over layers leave out."""
+    assert probe.topology is not None
+    if probe.topology.refusals and not probe.topology.edges:
+        return probe.topology.refusals[0].reason
+    missed = [c.name for c in probe.topology.coverage.missed]
+    return f"not seen: {', '.join(missed[:3])}{' and others' if len(missed) > 3 else ''}" if missed else ""
+
+
+def _with_note(row: Record, gap: str) -> Record:
+    if not gap or row.layer != "*":
+        return row
+    return replace(row, note="; ".join(x for x in (row.note, gap) if x))
 
 
 def _detach(item: Any) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -12,6 +14,7 @@ from supple.observe.instruments import instrument
 from supple.observe.kernel import ntk
 from supple.observe.probe import Probe
 from supple.records import Record
+from supple.status import Status
 from supple.topology.inputs import call
 
 MOST_INPUTS = 64
@@ -47,6 +50,17 @@ def tangent(probe: Probe) -> Iterable[Record]:
         link = ""
     for name in FIELDS:
         value = float(getattr(statistics, name))
-        yield probe.record(f"ntk_{name}", value, samples=n, array=link)
+        yield _row(probe, name, value, float(statistics.trace), samples=n, array=link)
         if name in ("rank99", "effective_rank"):
             yield probe.record(f"ntk_{name}", value / n, variant="relative", samples=n, array=link)
+
+
+def _row(probe: Probe, name: str, value: float, trace: float, **fields: Any) -> Record:
+    """A row of the kernel; two values that are not finite for a known reason say it."""
+    if math.isinf(value) and name == "condition":
+        note = "the smallest eigenvalue is below float64 noise: the condition number is beyond measure"
+        return probe.record(f"ntk_{name}", value, note=note, status=str(Status.NOT_MEASURED), **fields)
+    if math.isnan(value) and trace == 0:
+        note = "the kernel is zero: no parameter moves any output"
+        return probe.unmeasured(f"ntk_{name}", note, **fields)
+    return probe.record(f"ntk_{name}", value, **fields)

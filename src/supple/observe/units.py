@@ -125,15 +125,14 @@ def _below(
 @instrument("grama", "economy", ["units", "gradients"], ["grama"], minimum=2)
 def grama(probe: Probe) -> Iterable[Record]:
     """Share of units with little gradient (GraMa, Liu et al. 2025): pre-activation, and weight row."""
-    live = any(g is not None and bool(g.any()) for g in probe.grads.values())
 
     def preactivation(view: LayerView) -> Judged:
-        return _grama(view.pre_grad, "preactivation", live, view)
+        return _grama(probe, view, view.pre_grad, "preactivation")
 
     def weight(view: LayerView) -> Judged:
         if view.layer.kind == "conv_transpose" and view.groups > 1:
             return "rows of a grouped transposed convolution are shared by units of several groups"
-        return _grama(view.weight_grad, "weight", live, view)
+        return _grama(probe, view, view.weight_grad, "weight")
 
     yield from _below(
         probe, "grama", "preactivation,", _remember(probe, "grama_scores", preactivation), (0.025, 0.1)
@@ -141,20 +140,21 @@ def grama(probe: Probe) -> Iterable[Record]:
     yield from _below(probe, "grama", "weight,", weight, (0.025,))
 
 
-def _grama(grad: Tensor | None, kind: str, live: bool, view: LayerView) -> Judged:
+def _grama(probe: Probe, view: LayerView, grad: Tensor | None, kind: str) -> Judged:
     if grad is None:
-        if view.taps.unseen.get(view.layer.module):
-            return view.taps.unseen[view.layer.module]
+        if kind == "preactivation" and view.layer.module not in view.taps.pre:
+            return view.taps.reason_of(view.layer.module)
         return "no gradient arrives here (frozen, parametrised, detached, or not part of the loss)"
     before = view.pre_grad
     if before is not None and before.shape[0] * before.shape[2] < MINIMUM_RESPONSES:
         return _too_few(before.shape[0] * before.shape[2])
-    if not live:
+    scores = F.grama_scores(grad, kind=kind, unit_dim=view.unit_dim if kind == "weight" else 1)
+    if not bool(scores.isnan().all()) or bool(grad.any()):
+        return scores
+    if not any(g is not None and bool(g.any()) for g in probe.grads.values()):
         return "the gradient of the loss is zero in the whole network"
-    if not bool(grad.any()):
-        # other layers receive gradient and this one none at all: every unit of it is inactive
-        return torch.zeros(view.layer.units, device=grad.device)
-    return F.grama_scores(grad, kind=kind, unit_dim=view.unit_dim if kind == "weight" else 1)
+    # other layers receive gradient and this one none at all: every unit of it is inactive
+    return torch.zeros_like(scores)
 
 
 @instrument("dead", "economy", ["units"], ["dead", "always_on"], minimum=2)

@@ -90,11 +90,6 @@ class LayerView:
             return None
         return F.weight_matrix(self.weight, self.groups, self.layer.kind == "conv_transpose")
 
-    @cached_property
-    def spectrum(self) -> Tensor | None:
-        """Exact singular values, descending, (k,) or (groups, k)."""
-        return None if self.matrix is None else F.singular_values(self.matrix)
-
     def cut(self, tensor: Tensor) -> Tensor:
         """The rows of this block of a packed weight (all rows of an ordinary one)."""
         if not self.part:

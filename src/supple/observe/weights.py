@@ -89,18 +89,17 @@ def _layer_rows(probe: Probe, view: LayerView) -> Iterator[Record]:
         reason = "one row or column (depthwise, or a single unit): the spectrum is a single number"
         yield from (probe.unmeasured(n, reason, view) for n in SPECTRAL)
         return
-    if not bool(matrix.isfinite().all()):
+    note = f"{matrix.dtype} weight: small values are rounding noise" if matrix.dtype in _HALF else ""
+    if short > EXACT_SIDE:
+        yield from _estimated(probe, view, matrix, note)
+        return
+    s = F.singular_values(matrix)
+    if bool(s.isnan().any()):
         invalid = str(Status.INVALID)
         yield from (
             probe.unmeasured(n, "the weight holds NaN or Inf", view, status=invalid) for n in SPECTRAL
         )
         return
-    note = f"{matrix.dtype} weight: small values are rounding noise" if matrix.dtype in _HALF else ""
-    if short > EXACT_SIDE:
-        yield from _estimated(probe, view, matrix, note)
-        return
-    s = view.spectrum
-    assert s is not None
     link = probe.keep("spectrum", view, s)
     if s.ndim == 1:
         yield from _numbers(probe, view, s, note, array=link)

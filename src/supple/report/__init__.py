@@ -1,3 +1,11 @@
 """What does it look like? Tables, figures and one offline HTML file, drawn from findings and records
 that were measured elsewhere; nothing is measured here.
 """
+
+from __future__ import annotations
+
+from supple.report.data import Arm, Spread, Story
+from supple.report.page import write_diagnosis, write_story
+from supple.report.words import verdict
+
+__all__ = ["Arm", "Spread", "Story", "verdict", "write_diagnosis", "write_story"]

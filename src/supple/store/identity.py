@@ -15,14 +15,18 @@ from supple.errors import StoreError
 
 
 def environment() -> dict[str, Any]:
-    """Versions that decide the numbers, the machine, and the git state of the package's checkout, if any."""
-    versions = {"supple": supple.__version__, "torch": str(torch.__version__)}
+    """Versions, the machine, and the git state of the package's checkout, if any."""
     return {
-        "versions": versions,
+        "versions": versions(),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "git": git_state(Path(supple.__file__).parent),
     }
+
+
+def versions() -> dict[str, str]:
+    """Versions that decide the numbers."""
+    return {"supple": supple.__version__, "torch": str(torch.__version__)}
 
 
 @lru_cache(maxsize=1)
@@ -78,7 +82,7 @@ def refuse_other(path: Path, body: dict[str, Any], identity: dict[str, Any], ver
 
 def refuse_other_versions(path: Path, body: dict[str, Any]) -> None:
     """Raise if an unfinished run was begun with versions whose numbers may differ."""
-    if changed := difference(body["versions"], environment()["versions"]):
+    if changed := difference(body["versions"], versions()):
         raise StoreError(
             "this run was begun with other versions and cannot be continued bit for bit",
             found="; ".join(changed), where=str(path),

@@ -70,7 +70,7 @@ class StoredRun:
         if self.done and self.array_checksums.get(name) != sha256(data):
             raise StoreError("the checksum does not match: the file was changed or damaged", where=str(path))
         try:
-            return safetensors.torch.load(data)
+            return dict(sorted(safetensors.torch.load(data).items()))
         except SafetensorError as error:
             raise StoreError("not a safetensors file", found=str(error), where=str(path)) from error
 

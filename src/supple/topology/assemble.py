@@ -10,7 +10,7 @@ from torch import nn
 
 from supple.topology.coverage import cover
 from supple.topology.edges import build_edges, readings
-from supple.topology.graph import IntArray, Layer, Norm, Refusal, Topology
+from supple.topology.graph import Edge, IntArray, Layer, Norm, Refusal, Topology
 from supple.topology.ids import FIRST, Kind
 from supple.topology.record import Affine, Site
 from supple.topology.shadow import Path
@@ -28,18 +28,14 @@ class Parts:
         self.partners: dict[int, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
         self.qk: set[tuple[int, str, int, str]] = set()
         self.gates: set[tuple[int, int, int, int]] = set()
+        for value in tracer.record.values:
+            self._mark(value, "v")
         for query, key in tracer.record.pairs:
             self._mark(query, "q")
             self._mark(key, "k")
         self._gates()
-        for index, labels in enumerate(self.labels):
-            kinds = set(labels.tolist())
-            if len(kinds) > 1 and kinds & {"q", "k"}:
-                labels[labels == NO_PART] = "v"
-            elif len(kinds) > 1:
-                labels[labels == NO_PART] = "rest"
-            elif self.sites[index].units:
-                labels[:] = NO_PART
+        for labels in self.labels:
+            labels[:] = np.where(labels == NO_PART, "rest", labels) if len(set(labels)) > 1 else NO_PART
 
     def _mark(self, ids: IntArray, label: str) -> None:
         found = self.table.atoms(ids.tolist())
@@ -72,11 +68,12 @@ def assemble(tracer: Tracer, model: nn.Module) -> Topology:
     """Everything that the trace found, in the public types."""
     parts = Parts(tracer)
     _suspects(tracer)
+    tracer.table.loosen_gates()
     read = readings(tracer)
     edges = build_edges(tracer, parts, read)
     streams = _streams(tracer, parts)
     norms = _norms(tracer, parts)
-    gate, qk = _gate_partners(parts), _qk_partners(tracer, parts)
+    gate, qk = _gate_partners(parts, edges), _qk_partners(tracer, parts)
     layers: dict[str, Layer] = {}
     for site in tracer.record.sites:
         for part in parts.of(site.index):
@@ -109,7 +106,7 @@ def _layer(
 ) -> Layer:
     parameter = tracer.parameters.items[site.parameter]
     units = parts.units(site.index, part)
-    acts = sorted(name for name, mask in site.acts.items() if mask[units].any())
+    acts = sorted(name for name, mask in site.activations().items() if mask[units].any())
     lock = site.lock or _two_roles(tracer, site)
     return Layer(
         name=parts.name(site.index, part),
@@ -180,7 +177,8 @@ def _norms(tracer: Tracer, parts: Parts) -> dict[tuple[int, str], list[Norm]]:
                 units = parts.units(index, part)
                 rank = np.full(parts.sites[index].units, -1)
                 rank[units] = np.arange(len(units))
-                chosen = mine & (rank[found.unit] >= 0)
+                chosen = np.flatnonzero(mine)
+                chosen = chosen[rank[found.unit[chosen]] >= 0]
                 for entry in _one_by_one(rank[found.unit[chosen]], found.place[chosen], len(units)):
                     norm = Norm(
                         module=event.module,
@@ -235,9 +233,9 @@ def _one_by_one(units: IntArray, places: IntArray, count: int) -> list[IntArray]
     return out
 
 
-def _gate_partners(parts: Parts) -> dict[str, str]:
-    """Two layers whose units multiply one to one, in the same order."""
-    met: dict[tuple[str, str], set[tuple[int, int]]] = defaultdict(set)
+def _gate_partners(parts: Parts, edges: tuple[Edge, ...]) -> dict[str, str]:
+    """Two layers whose units multiply one to one, in the same order, and act in no other way."""
+    met: dict[str, dict[str, set[tuple[int, int]]]] = defaultdict(lambda: defaultdict(set))
     position = [np.zeros(s.units, np.int64) for s in parts.sites]
     for index in range(len(parts.sites)):
         for part in parts.of(index):
@@ -246,14 +244,26 @@ def _gate_partners(parts: Parts) -> dict[str, str]:
     for sa, ua, sb, ub in parts.gates:
         a = parts.name(sa, str(parts.labels[sa][ua]))
         b = parts.name(sb, str(parts.labels[sb][ub]))
-        pair = (int(position[sa][ua]), int(position[sb][ub]))
-        met[a, b].add(pair)
-        met[b, a].add(pair[::-1])
+        met[a][b].add((int(position[sa][ua]), int(position[sb][ub])))
+        met[b][a].add((int(position[sb][ub]), int(position[sa][ua])))
     out: dict[str, str] = {}
-    for (a, b), pairs in sorted(met.items()):
-        if a != b and all(i == j for i, j in pairs):
+    for a, others in met.items():
+        b, pairs = next(iter(others.items()))
+        single = a != b and len(others) == len(met[b]) == 1
+        if single and all(i == j for i, j in pairs) and _readers(edges, a) == _readers(edges, b):
             out[a] = b
     return out
+
+
+def _readers(edges: tuple[Edge, ...], producer: str) -> set[tuple[str, int, int]]:
+    """(consumer, unit, column) of everything that reads a layer."""
+    return {
+        (e.consumer, int(unit), int(column))
+        for e in edges
+        if e.producer == producer
+        for unit, columns in zip(e.units, e.columns, strict=True)
+        for column in columns
+    }
 
 
 def _qk_partners(tracer: Tracer, parts: Parts) -> dict[str, str]:

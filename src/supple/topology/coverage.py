@@ -33,7 +33,7 @@ def cover(tracer: Tracer, model: nn.Module, layers: dict[str, Layer]) -> Coverag
                 seen, why = _fate(p)
                 note = why or _remarks([p], layers)
                 rows.append(LayerCoverage(p.name, kind, p.tensor.numel(), seen, note))
-        elif _tied_elsewhere(module):
+        elif _tied_elsewhere(module) and ".parametrizations." not in f".{path}.":
             rows.append(LayerCoverage(path, kind, 0, True, "its weight is tied to another layer's"))
         elif hasattr(module, "_packed_params"):
             rows.append(LayerCoverage(path, kind, 0, False, "quantised weights are not resolved"))

@@ -86,7 +86,8 @@ def build_edges(tracer: Tracer, parts: Parts, read: list[Reading]) -> tuple[Edge
         consumer = reading.event.site
         for producer in np.unique(reading.site).tolist():
             mine = reading.site == producer
-            labels = parts.labels[producer][reading.unit]
+            labels = np.full(len(reading.unit), "", dtype="<U8")
+            labels[mine] = parts.labels[producer][reading.unit[mine]]
             for part in sorted(set(labels[mine].tolist())):
                 for into in parts.of(consumer):
                     if not np.isin(parts.units(consumer, into), reading.event.rows).any():

@@ -64,6 +64,7 @@ class Flow(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.active = True
+        self._entered = False
         self.responses: dict[Source, list[Response]] = {}
         self.reasons: dict[Source, str] = {}
         self._tags: dict[tuple[Any, ...], tuple[StorageWeakRef, Tag]] = {}
@@ -72,10 +73,24 @@ class Flow(TorchDispatchMode):
         """Tag a layer's output: all its units lie along ``dim``."""
         self._put(output, Tag(dim, (Piece(source, 0, 0, output.shape[dim]),)))
 
+    def resume(self) -> None:
+        """Search from here on (a forward pass of the network begins)."""
+        self.active = not in_backward()
+
     def forget(self) -> None:
-        """End the search (the network's forward pass is over)."""
+        """End the search (the forward pass of the network is over)."""
         self._tags.clear()
         self.active = False
+
+    def __enter__(self) -> Flow:
+        self._entered = True
+        return super().__enter__()
+
+    def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> None:
+        # once only: `Taps.end_forward` may have left before the end of the block
+        if self._entered:
+            self._entered = False
+            super().__exit__(exc_type, exc_val, exc_tb)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -174,11 +189,11 @@ class Flow(TorchDispatchMode):
     # -- the table of tags -----------------------------------------------------------------------
     def _get(self, tensor: Tensor) -> Tag | None:
         entry = self._tags.get(_key(tensor))
-        # a freed storage's address may be used again: the weak reference knows
-        return None if entry is None or entry[0].expired() else entry[1]
+        return None if entry is None else entry[1]
 
     def _put(self, tensor: Any, tag: Tag) -> None:
         if isinstance(tensor, Tensor) and _plain(tensor):
+            # the weak reference keeps the address of a freed storage from being given to another tensor
             self._tags[_key(tensor)] = (StorageWeakRef(tensor.untyped_storage()), tag)
 
 

@@ -9,6 +9,7 @@ directed: nothing is ever closed over, so what happened upstream on a stream sta
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from enum import IntEnum
 
@@ -124,7 +125,7 @@ class Table:
             self._interned[key] = self._append(kind, p, q, sources, bits)
             if kind is Kind.GATE:
                 self.gates.append((p, q, active))
-            elif len(sources) > 1 or kinds & {Kind.INPUT, Kind.OPAQUE}:
+            elif len(sources) > 1 or (sources and kinds & {Kind.INPUT, Kind.OPAQUE}):
                 self.links.add(sources)
         return self._interned[key]
 
@@ -145,6 +146,19 @@ class Table:
         joined = [self.join(p, q, kind, bits, active) for p, q in zip(ls, rs, strict=True)]
         plain[both] = torch.tensor(joined, dtype=torch.int64)[inverse]
         return plain
+
+    def loosen_gates(self) -> None:
+        """A unit that multiplies several others is not read alone by any column behind a product."""
+        partners: dict[int, set[int]] = defaultdict(set)
+        for left, right, _ in self.gates:
+            for one, other in ((left, right), (right, left)):
+                if self.sources[other - FIRST]:
+                    partners[one].add(other)
+        many = {node for node, others in partners.items() if len(others) > 1}
+        for (kind, _, left, right), node in self._interned.items():
+            if kind == Kind.GATE:
+                keep = (0 if left in many else LEFT) | (0 if right in many else RIGHT)
+                self._bits[node - FIRST] &= keep
 
     # -- expanding ------------------------------------------------------------------------------
     def atoms(self, ids: list[int]) -> Expanded:

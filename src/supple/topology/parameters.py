@@ -156,5 +156,5 @@ def _check(name: str, tensor: Tensor) -> None:
 
 
 def is_weight_layer(module: nn.Module) -> bool:
-    """Linear, convolution, embedding, or a subclass of one."""
-    return isinstance(module, WEIGHT_LAYERS)
+    """Linear, convolution, embedding, attention projections, or a subclass of one."""
+    return isinstance(module, (*WEIGHT_LAYERS, nn.MultiheadAttention))

@@ -105,7 +105,9 @@ def _private(inputs: Any) -> Any:
 def _outputs(tracer: Tracer, outputs: Any) -> None:
     """Flag the units that leave the network."""
     for tensor in leaves(outputs):
+        tracer.touch(tensor, "output")
         ids = [i for i in tracer.shadows.unique(tensor) if FIRST <= i < PARAM]
+        tracer.record.carry(tracer.paths(tensor))
         found = tracer.table.atoms(ids)
         for index in set(found.site.tolist()):
             tracer.record.sites[index].output[found.unit[found.site == index]] = True
@@ -169,6 +171,7 @@ def _module_stack(tracer: Tracer) -> Iterator[None]:
 
 def _refuse_module(tracer: Tracer, module: nn.Module, why: str, inputs: Any, result: Any) -> None:
     sources = tracer.sources(*leaves(inputs))
+    tracer.record.carry(tracer.paths(*leaves(inputs)))
     tracer.record.suspect(tracer.place, f"opaque module: {why}", type(module).__name__, sources)
     tracer.record.refuse(tracer.place, f"opaque module: {why}", type(module).__name__, tracer.place)
     owned = {id(p) for p in module.parameters()}

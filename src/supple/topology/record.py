@@ -30,8 +30,22 @@ class Site:
     bias: str | None = None
     calls: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     lock: str | None = None  # why its weight may not be written
-    acts: dict[str, np.ndarray] = field(default_factory=dict)  # name -> mask of units
+    #: in order: name, mask of units, whether the units were also reached before without one
+    acts: list[tuple[str, np.ndarray, bool]] = field(default_factory=list)
+    carried: set[str] = field(default_factory=set)  # names that arrive at a weight, a norm or the output
     output: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+
+    def activations(self) -> dict[str, np.ndarray]:
+        """Name -> mask of the units whose first nonlinearity it is."""
+        out: dict[str, np.ndarray] = {}
+        busy = np.zeros(self.units, bool)
+        for name, mask, late in self.acts:
+            if name not in self.carried:
+                continue
+            mask = mask & ~busy if late else mask
+            busy |= mask
+            out[name] = out.get(name, np.zeros(self.units, bool)) | mask
+        return out
 
     def __post_init__(self) -> None:
         self.calls = np.zeros(self.units, np.int64)
@@ -78,6 +92,7 @@ class Recorder:
         self.consumed: list[Consumption] = []
         self.affine: list[Affine] = []
         self.pairs: list[tuple[IntArray, IntArray]] = []  # (query ids, key ids)
+        self.values: list[IntArray] = []  # ids that attention weighed
         self.refusals: dict[tuple[str, str, str, str], None] = {}
         self.suspects: list[tuple[str, str, str, Sources]] = []  # refusals whose layers are sites
 
@@ -125,19 +140,24 @@ class Recorder:
             site = self.sites[index]
             mask = np.zeros(site.units, bool)
             mask[found.unit[found.site == index]] = True
-            if len(path.acts) > 1 and site.acts:  # reached both with and without one
-                mask &= ~np.logical_or.reduce(list(site.acts.values()))
-            if mask.any():
-                site.acts[name] = site.acts.get(name, np.zeros(site.units, bool)) | mask
+            site.acts.append((name, mask, len(path.acts) > 1))
 
     def rename_activation(self, ids: IntArray, old: set[str], new: str) -> None:
         """A nonlinearity turned out to be a part of another one (x * sigmoid(x) is SiLU)."""
         found = self.table.expand(np.zeros_like(ids), ids)
         for index in np.unique(found.site).tolist():
             site, units = self.sites[index], found.unit[found.site == index]
-            for name in old & set(site.acts):
-                site.acts[name][units] = False
-            site.acts.setdefault(new, np.zeros(site.units, bool))[units] = True
+            for name, mask, _ in site.acts:
+                if name in old:
+                    mask[units] = False
+            renamed = np.zeros(site.units, bool)
+            renamed[units] = True
+            site.acts.append((new, renamed, False))
+
+    def carry(self, paths: Paths) -> None:
+        """Note the nonlinearities that arrive where they count (not only in a statistic)."""
+        for index, path in paths.items():
+            self.sites[index].carried |= {name for name in path.acts if name}
 
 
 def flat_unique(ids: Tensor) -> IntArray:

@@ -35,7 +35,15 @@ def mix(
     tr.record.suspect(
         tr.place, "a statistic of its units acts on others", op.name, statistics - tr.sources(right)
     )
-    return values, tr.step(tr.paths(right), "attention")
+    scored = any(_is(tr, int(i), Kind.SCORE) for i in np.unique(weak.numpy()))
+    if scored:
+        _note_values(tr, values)
+    return values, tr.step(tr.paths(right), "attention" if scored else "mix")
+
+
+def _note_values(tr: Tracer, values: Tensor) -> None:
+    nodes = np.unique(values.numpy())
+    tr.record.values.append(nodes[nodes >= FIRST])
 
 
 def _is(tr: Tracer, node: int, kind: Kind) -> bool:
@@ -71,4 +79,5 @@ def fused_attention(tr: Tracer, op: Operation) -> None:
         tr.shadows.write(out, torch.tensor(tr.table.opaque(sources)), {})
         return
     score(tr, q, k.mT)
+    _note_values(tr, v)
     tr.shadows.write(out, v, tr.step(tr.paths(op["value"]), "attention"))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from supple.topology.ids import FIRST, LOST, PARAM, Kind, squeeze_repeats
 from supple.topology.operators import CONSTANTS, FLOAT_MOVES, MOVES, POOLS, REDUCTIONS, SAME_SHAPE
-from supple.topology.shadow import merge_paths
+from supple.topology.shadow import Path, Paths, merge_paths
 from supple.topology.tracer import RULES, Operation, Tracer, leaves, rule
 
 DATA = frozenset({"self", "src", "source", "values", "tensors", "input", "data"})
@@ -25,13 +25,18 @@ def move(tr: Tracer, op: Operation) -> None:
     for name in INDEX & set(op.arguments):
         for tensor in leaves(op[name]):
             tr.drop(op, tensor, "used as an index")
+            if tensor.dtype == torch.bool and tr.sources(tensor):
+                tr.record.refuse(tr.place, "data-dependent shape", op.name)
+
+    made: list[Paths] = []
 
     def ids(tensor: Tensor) -> Tensor:
         found = tr.ids(tensor)
         if found is None:
             found = torch.zeros((), dtype=torch.int64).expand(tensor.shape)
         elif channel is not None and tr.is_weights(tensor):
-            found = tr.as_units(found, channel)
+            found, paths = tr.units_of(found, channel)
+            made.append(paths)
         return found.double() if wide else found
 
     arguments = {n: _swap(v, ids, n) for n, v in op.arguments.items() if n in op.kwargs or v is not None}
@@ -45,7 +50,7 @@ def move(tr: Tracer, op: Operation) -> None:
         results = ids(op["src"])
     else:
         results = _functional(op)(**arguments)
-    paths = merge_paths(*(tr.paths(t) for t in sources))
+    paths = merge_paths(*(tr.paths(t) for t in sources), *made)
     if op.name == "cat":
         paths = tr.step(paths, "cat")
     computed = any(m.computed for t in sources if (m := tr.shadows.meta(t)))
@@ -198,7 +203,8 @@ def gated(tr: Tracer, op: Operation) -> None:
     nodes = torch.unique(gate[(gate >= FIRST)]).numpy()
     tr.record.activate(nodes, paths, "sigmoid")
     joined = tr.table.union(value, gate, Kind.GATE, 3, 1)
-    tr.spread(op, joined, tr.step(paths, "glu"))
+    acts = {s: Path(p.acts | {"sigmoid"}, p.ops, p.offset) for s, p in paths.items()}
+    tr.spread(op, joined, tr.step(acts, "glu"))
 
 
 @rule("_weight_norm_interface")

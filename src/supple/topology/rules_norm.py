@@ -6,7 +6,6 @@ from math import prod
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from supple.topology.graph import IntArray
@@ -50,7 +49,7 @@ def normalise(tr: Tracer, op: Operation) -> None:
         return
     places, found = _by_entry(ids, trailing)
     _record(tr, op, places, found, paths)
-    tr.shadows.write(out, ids, tr.step(paths, label, True))
+    tr.shadows.write(out, ids, {site: path.shifted(label) for site, path in paths.items()})
 
 
 def _by_entry(ids: Tensor, trailing: int) -> tuple[IntArray, IntArray]:
@@ -122,4 +121,6 @@ def soften(tr: Tracer, op: Operation) -> None:
     if varies and strong:
         tr.record.activate(nodes, paths, label)
         paths = {s: p.activated(label, True) for s, p in paths.items()}
-    tr.spread(op, ids if torch.is_tensor(ids) else None, paths)
+    elif strong:  # over positions: a zero in is not a zero out
+        paths = tr.step(paths, label, True)
+    tr.spread(op, ids, paths)

@@ -10,7 +10,7 @@ from supple.topology.ids import FIRST, LEFT, LOST, RIGHT, Kind, squeeze_repeats
 from supple.topology.parameters import Parameter
 from supple.topology.record import Affine, flat_unique
 from supple.topology.shadow import Path, Paths, merge_paths
-from supple.topology.tracer import Operation, Tracer, rule
+from supple.topology.tracer import RULES, Operation, Tracer, rule
 
 #: operator -> (name, whether f(0) differs from 0)
 NONLINEAR: dict[str, tuple[str, bool]] = {
@@ -77,14 +77,14 @@ def pointwise(tr: Tracer, op: Operation) -> None:
     shape = (op.written or op.outputs)[0].shape
     weights = [t for t in operands if tr.is_weights(t)]
     known = [t for t in features if tr.has_features(t)]
-    if weights and all(_is_statistic(tr, t) for t in features):
+    if weights and (_all_of(tr, features, Kind.STAT) or _is_table(tr, weights, known)):
         _weights_only(tr, op, weights)
         return
     extra = [_bare(tr, op, w, known, shape) for w in weights]
     parts = [(_expand(tr.ids(t), shape), tr.paths(t)) for t in features]
-    parts += [(e, {}) for e in extra if e is not None]
+    parts += [e for e in extra if e is not None]
     _foreign_statistics(tr, op, parts)
-    _combine(tr, op, parts)
+    _combine(tr, op, parts, learned=bool(weights))
 
 
 @rule("where", "masked_fill")
@@ -102,7 +102,7 @@ def choose(tr: Tracer, op: Operation) -> None:
     _combine(tr, op, parts)
 
 
-def _combine(tr: Tracer, op: Operation, parts: list[tuple[Tensor, Paths]]) -> None:
+def _combine(tr: Tracer, op: Operation, parts: list[tuple[Tensor, Paths]], learned: bool = False) -> None:
     if not parts:
         tr.spread(op, None)
         return
@@ -122,6 +122,9 @@ def _combine(tr: Tracer, op: Operation, parts: list[tuple[Tensor, Paths]]) -> No
         tr.record.activate(_nodes(ids), paths, label)
         paths = {s: p.activated(label, offset) for s, p in paths.items()}
     else:
+        if learned and len(parts) == 1:
+            tr.spread(op, ids, {site: path.shifted("") for site, path in paths.items()})
+            return
         constant = len(parts) == 1 and op.name in ("add", "sub", "rsub")
         name = "compare" if op.name in COMPARE else op.name if len(parts) > 1 else ""
         paths = tr.step(paths, name, constant)
@@ -212,13 +215,14 @@ def _same(tr: Tracer, a: Tensor, b: Tensor) -> list[Tensor]:
     return torch.broadcast_tensors(tr.shadows.read(a), tr.shadows.read(b))
 
 
-def _bare(tr: Tracer, op: Operation, weight: Tensor, known: list[Tensor], shape: torch.Size) -> Tensor | None:
+def _bare(
+    tr: Tracer, op: Operation, weight: Tensor, known: list[Tensor], shape: torch.Size
+) -> tuple[Tensor, Paths] | None:
     """A parameter that meets features: a scale, a shift, a bias, a slope, or a producer of its own."""
     elements = _expand(tr.ids(weight), shape)
     index = tr.parameters.only(elements)
     if index is None:
-        tr.touch(weight, f"opaque:{op.name}")
-        return torch.tensor(tr.table.opaque(frozenset()))
+        return _unknown(tr, op, weight)
     parameter = tr.parameters.items[index]
     long = sum(n > 1 for n in parameter.tensor.shape)
     if parameter.tensor.numel() == 1 or (long == 0 and parameter.tensor.dim() == 1):
@@ -233,11 +237,24 @@ def _bare(tr: Tracer, op: Operation, weight: Tensor, known: list[Tensor], shape:
             _affine(tr, parameter.name, elements, feature, shape, scale)
         parameter.roles.add("scale" if scale else "shift")
         return None
+    if _all_of(tr, known, Kind.SCORE):
+        parameter.roles.add("attention bias")
+        return None
     axes = [_channel_axis(_expand(tr.ids(t), shape)) for t in known]
     axis = next((a for a in axes if a is not None), None)
-    if axis is None and len(shape):
-        axis = len(shape) - 1 if parameter.tensor.dim() <= 3 else 1
-    return tr.as_units(elements, axis or 0)
+    return _unknown(tr, op, weight) if axis is None else tr.units_of(elements, axis)
+
+
+def _unknown(tr: Tracer, op: Operation, weight: Tensor) -> tuple[Tensor, Paths]:
+    """Parameters that act in a way no rule resolves."""
+    tr.touch(weight, f"opaque:{op.name}")
+    return torch.tensor(tr.table.opaque(frozenset())), {}
+
+
+def _is_table(tr: Tracer, weights: list[Tensor], known: list[Tensor]) -> bool:
+    """A table of positions met by the raw input: its channels show where the sum is read."""
+    tables = [t for t in weights if sum(n > 1 for n in t.shape) > 1]
+    return bool(tables) and not tr.sources(*known) and _all_of(tr, known, Kind.INPUT)
 
 
 def _channel_axis(ids: Tensor) -> int | None:
@@ -295,9 +312,10 @@ def _foreign_statistics(tr: Tracer, op: Operation, parts: list[tuple[Tensor, Pat
                 tr.record.suspect(tr.place, "a statistic of its units acts on others", op.name, foreign)
 
 
-def _is_statistic(tr: Tracer, tensor: Tensor) -> bool:
-    nodes = _nodes(squeeze_repeats(tr.ids(tensor)))
-    return bool((tr.table.kind(nodes) == Kind.STAT).all())
+def _all_of(tr: Tracer, tensors: list[Tensor], kind: Kind) -> bool:
+    """Whether every id with an origin is of one kind (also where there is none)."""
+    nodes = [_nodes(squeeze_repeats(ids)) for t in tensors if (ids := tr.ids(t)) is not None]
+    return all(bool((tr.table.kind(n) == kind).all()) for n in nodes)
 
 
 def _nodes(ids: Tensor | None) -> np.ndarray:
@@ -313,3 +331,7 @@ def _expand(ids: Tensor | None, shape: torch.Size) -> Tensor:
     if value.dim() < len(shape):
         value = value.reshape((1,) * (len(shape) - value.dim()) + tuple(value.shape))
     return value
+
+
+# not every nonlinearity is tagged as pointwise
+RULES.update(dict.fromkeys(NONLINEAR, pointwise))

@@ -63,7 +63,11 @@ def contract(tr: Tracer, op: Operation) -> None:
     out = (op.written or op.outputs)[0]
     shape = (*left.shape[:-1], right.shape[-1])
     if tr.is_weights(left) and tr.is_weights(right):
-        swap = _is_weight_of_layer(tr, left) and not _is_weight_of_layer(tr, right)
+        rank = [_weight_rank(tr, t) for t in (left, right)]
+        if rank[0] == rank[1]:  # a low-rank product, or a token times a bare matrix: cannot be told
+            opaque(tr, op, "a product of two parameters")
+            return
+        swap = rank[0] > rank[1]
     else:
         swap = tr.is_weights(left)
     if tr.is_weights(left) or tr.is_weights(right):
@@ -117,6 +121,7 @@ def _apply_weight(tr: Tracer, op: Operation, x: Tensor, w: Tensor, bias: Any) ->
         reason = matrix.reason if matrix else "one matrix for each batch entry"
         opaque(tr, op, reason)
         return None
+    _empty(tr, op, x)
     ids, paths = tr.features(x, -1)
     stack = tuple(tr.stack)
     site = tr.record.site(matrix.parameter, matrix.index, matrix.unit_dim, "linear", stack)
@@ -129,6 +134,12 @@ def _apply_weight(tr: Tracer, op: Operation, x: Tensor, w: Tensor, bias: Any) ->
         _consume(tr, site, matrix.columns[columns], found, np.flatnonzero(keep), NO_BLOCKS, 0, paths)
     emitted = torch.from_numpy(matrix.rows) + site.start
     return emitted, {site.index: Path()}
+
+
+def _empty(tr: Tracer, op: Operation, x: Tensor) -> None:
+    """What would have been read by a layer that got no sample cannot be seen."""
+    if not x.numel():
+        tr.record.refuse(tr.place, "data-dependent shape: no data reached this layer", op.name)
 
 
 def _note(tr: Tracer, site: Site, computed: bool, in_dim: int, fan_in: int) -> None:
@@ -164,6 +175,7 @@ def _consume(
     if len(lost):
         tr.record.refuse(tr.place, "origin lost", "tensor made outside the trace")
     real = (ids >= FIRST) & (ids < PARAM)
+    tr.record.carry(paths)
     blocks = blocks[real] if block_size else blocks
     tr.record.consumed.append(
         Consumption(site.index, columns[real], ids[real], rows, blocks, block_size, paths, tr.place)
@@ -237,6 +249,8 @@ def attach_bias(tr: Tracer, ids: Tensor, elements: Tensor) -> None:
     units, elements = (squeeze_repeats(x).reshape(-1).numpy() for x in (ids, elements))
     sites, which = tr.table.pair(units) if (units >= FIRST).all() else (NO_BLOCKS, NO_BLOCKS)
     if not len(sites) or tr.table.kind(units).any():
+        for i in tr.parameters.of(torch.from_numpy(elements)):
+            tr.parameters.items[i].roles.add("opaque:bias of an unresolved weight")
         return
     site = tr.record.sites[int(sites[0])]
     if index is None:
@@ -252,12 +266,13 @@ def attach_bias(tr: Tracer, ids: Tensor, elements: Tensor) -> None:
         site.lock = site.lock or "its bias is not in the order of its units"
 
 
-def _is_weight_of_layer(tr: Tracer, tensor: Tensor) -> bool:
-    for index in tr.parameters.of(tr.shadows.read(tensor.reshape(-1)[:1])):
+def _weight_rank(tr: Tracer, tensor: Tensor) -> int:
+    """How sure a parameter is a weight: 2 of the layer under way, 1 of a layer, 0 a bare one."""
+    for index in tr.parameters.of(tr.shadows.read(tensor[(slice(0, 1),) * tensor.dim()])):
         module, attribute = tr.parameters.items[index].owner(tuple(tr.stack))
-        if attribute == "weight" and is_weight_layer(tr.modules[module]):
-            return True
-    return False
+        if attribute.endswith("weight") and is_weight_layer(tr.modules[module]):
+            return 2 if module == tr.place else 1
+    return 0
 
 
 @rule("convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution")
@@ -278,6 +293,7 @@ def convolve(tr: Tracer, op: Operation) -> None:
     site = tr.record.site(matrix.parameter, matrix.index, matrix.unit_dim, kind, tuple(tr.stack))
     window = int(np.prod(weight.shape[2:]))
     _note(tr, site, matrix.computed, matrix.in_dim, matrix.parameter.tensor.shape[matrix.in_dim] * window)
+    _empty(tr, op, x)
     ids, paths = tr.features(x, 1)
     if ids is not None:
         site.calls[matrix.rows] += 1
@@ -348,12 +364,15 @@ def opaque(tr: Tracer, op: Operation, reason: str = "") -> None:
     sources = tr.sources(*op.tensors)
     text = f"opaque operation: {reason}" if reason else "opaque operation"
     tr.record.suspect(tr.place, text, op.name, sources)
+    tr.record.carry(tr.paths(*op.tensors))
     weights = [t for t in op.tensors if tr.is_weights(t)]
     for tensor in weights:
         tr.touch(tensor, f"opaque:{op.name}" + (f" ({reason})" if reason else ""))
         for index in tr.parameters.of(tr.shadows.read(tensor)):
-            owner, _ = tr.parameters.items[index].owner(tuple(tr.stack))
-            tr.record.refuse(tr.place, text, op.name, owner)
+            parameter = tr.parameters.items[index]
+            owner, attribute = parameter.owner(tuple(tr.stack))
+            named = owner if attribute == "weight" and owner else parameter.name
+            tr.record.refuse(tr.place, text, op.name, named)
     known = any(tr.has_features(t) for t in op.tensors)
     if not (op.written or op.outputs):
         return

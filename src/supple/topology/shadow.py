@@ -26,6 +26,10 @@ class Path:
         ops = self.ops if not op or op in self.ops else (*self.ops, op)
         return Path(self.acts, ops, self.offset or offset)
 
+    def shifted(self, op: str) -> Path:
+        """An affine map with a learned shift: before the first nonlinearity it is the unit's own."""
+        return self.then(op, None not in self.acts)
+
     def activated(self, name: str, offset: bool) -> Path:
         acts = frozenset(name if a is None else a for a in self.acts)
         late = None not in self.acts  # before and in the first nonlinearity it is the unit's own
@@ -127,6 +131,8 @@ class Shadows:
         meta = self.meta(tensor)
         numel = tensor.untyped_storage().nbytes() // max(tensor.element_size(), 1)
         whole = tensor.numel() == numel and tensor.is_contiguous()
+        if ids is not None and not bool(ids.any()):
+            ids = None
         if ids is None and (meta is None or whole):
             self.constant(tensor)
             return

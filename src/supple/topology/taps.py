@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from supple.topology.moves import Source
 NEVER_CALLED = "its forward was not called in this pass (unused, or its parent reads the weights directly)"
 HIDDEN = "its pre-activations never leave the module that owns the weight"
 NO_NONLINEARITY = "reaches the output of the network, or ends, without a nonlinearity"
+_EAGER: contextvars.ContextVar[bool] = contextvars.ContextVar("eager", default=False)
 _CONV_RANK = {
     **dict.fromkeys((nn.Conv1d, nn.ConvTranspose1d), 1),
     **dict.fromkeys((nn.Conv2d, nn.ConvTranspose2d), 2),
@@ -43,6 +45,14 @@ class Taps:
         self.units: dict[str, int] = {}
         self.unseen: dict[str, str] = {}  # layers that gave no value at all, and why
         self.flow = Flow()
+
+    def end_forward(self) -> None:
+        """Let what follows (the loss, the backward pass) run without the overhead of the search.
+
+        Only at the level of the ``with`` block itself, not inside a hook or another context.
+        """
+        self.flow.forget()
+        self.flow.__exit__(None, None, None)
 
     def clear(self) -> None:
         """Forget the values of a pass that is about to be repeated."""
@@ -70,7 +80,7 @@ class Taps:
         if name in self.unseen:
             return self.unseen[name]
         results = [self._assemble((name, i)) for i in range(len(self.pre.get(name, [])))]
-        return next((r for r in results if isinstance(r, str)), "" if results else NEVER_CALLED)
+        return next((r for r in results if isinstance(r, str)), "" if results else HIDDEN)
 
     def _assemble(self, source: Source) -> Tap | str:
         """Join the responses of all units of one call, or say why that is not possible."""
@@ -101,7 +111,11 @@ def eager() -> Iterator[None]:
     ...     torch.nn.Linear(2, 2)(torch.ones(1, 2)).shape
     torch.Size([1, 2])
     """
+    if _EAGER.get():
+        yield
+        return
     fast = torch.backends.mha.get_fastpath_enabled()
+    token = _EAGER.set(True)
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         # importing dynamo costs a second, and without it nothing is compiled
@@ -110,6 +124,7 @@ def eager() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        _EAGER.reset(token)
 
 
 def plain_name(name: str) -> str:
@@ -205,15 +220,11 @@ def tap(model: nn.Module, layers: Iterable[str] | None = None, gradients: bool =
         for name in set(chosen) & set(known):
             hook = _LayerHook(name, taps, gradients)
             stack.callback(known[name].register_forward_hook(hook).remove)
-        stack.callback(model.register_forward_pre_hook(lambda *_: _resume(taps.flow)).remove)
+        stack.callback(model.register_forward_pre_hook(lambda *_: taps.flow.resume()).remove)
         stack.callback(model.register_forward_hook(lambda *_: taps.flow.forget(), always_call=True).remove)
         stack.enter_context(eager())
         stack.enter_context(taps.flow)
         yield taps
-
-
-def _resume(flow: Flow) -> None:
-    flow.active = not in_backward()
 
 
 class _LayerHook:

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from supple.topology.ids import LOST, Kind, Sources, Table
 from supple.topology.parameters import Parameters
 from supple.topology.record import Recorder
-from supple.topology.shadow import Paths, Shadows, merge_paths
+from supple.topology.shadow import Path, Paths, Shadows, merge_paths
 
 Arguments = dict[str, Any]
 Rule = Callable[["Tracer", "Operation"], None]
@@ -179,7 +179,13 @@ class Tracer(TorchDispatchMode):
         ids = self.ids(tensor)
         if ids is None or not self.is_weights(tensor):
             return ids, self.paths(tensor)
-        return self.as_units(ids, axis), {}
+        return self.units_of(ids, axis)
+
+    def units_of(self, ids: Tensor, axis: int) -> tuple[Tensor, Paths]:
+        """`as_units` with the paths of what it made."""
+        units = self.as_units(ids, axis)
+        sources = self.table.sources_of(torch.unique(units).tolist())
+        return units, {site: Path() for site in sources}
 
     def as_units(self, ids: Tensor, axis: int) -> Tensor:
         """Parameter elements that act as activations (a token, a positional table) become units."""

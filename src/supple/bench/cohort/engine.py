@@ -1,0 +1,163 @@
+"""Methods × seeds of one protocol in one program, resumable, in the run folders that the loop writes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from supple.bench import methods
+from supple.bench.cohort.group import Group
+from supple.bench.learner import TaskResult
+from supple.bench.loop import Progress, one_thread
+from supple.bench.rows import Measure, measured_rows, observe_scene, run_name, summarise, task_rows
+from supple.bench.spec import RunSpec
+from supple.errors import InputError
+from supple.records import Records
+from supple.store import Run, load
+from supple.streams import Task
+
+#: interventions that the cohort computes, stacked
+INTERVENTIONS = ("", "L2", "L2Init")
+REFUSED = "the cohort engine has no stacked form of this method; use the loop engine (run_list)"
+
+
+def supports(spec: RunSpec) -> str | None:
+    """None, or why the cohort cannot take this run."""
+    method = methods.get(spec.method)
+    if method.intervention not in INTERVENTIONS or method.norm or method.activation != "relu":
+        return REFUSED
+    return None
+
+
+def run_cohort(
+    specs: Sequence[RunSpec],
+    root: str | Path,
+    *,
+    measure: Measure = observe_scene,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Compute all runs together and write each into its own folder, as `supple.bench.run` does.
+
+    While it works, everything lies in one folder below ``root/cohorts``, so a kill loses nothing and
+    the same call continues. A run that is finished already is not computed again.
+
+    Raises:
+        InputError: several protocols, or a method without a stacked form (all are checked first).
+    """
+    folders = [s.folder(root) for s in specs]
+    todo = [s for s, f in zip(specs, folders, strict=True) if not Run.check(f, manifest(s))]
+    _check(todo)
+    if todo:
+        key = hashlib.sha256(json.dumps([manifest(s) for s in todo], sort_keys=True).encode()).hexdigest()
+        with Run.open(Path(root) / "cohorts" / key[:16], {"runs": [manifest(s) for s in todo]}) as store:
+            if not store.done:
+                with one_thread(), torch.random.fork_rng(devices=[]):
+                    _Cohort(todo, store, measure).work(progress)
+            for slot, spec in enumerate(todo):
+                _export(spec, slot, store, spec.folder(root))
+    return folders
+
+
+def manifest(spec: RunSpec) -> dict[str, object]:
+    """As of the loop, but for the engine: the two agree within rounding, not bit for bit."""
+    return {**spec.manifest(), "engine": "cohort"}
+
+
+def _check(specs: Sequence[RunSpec]) -> None:
+    if len({json.dumps(s.protocol.to_dict(), sort_keys=True) for s in specs}) > 1:
+        raise InputError("a cohort has one protocol", found=sorted({s.protocol.name for s in specs}))
+    if len({(tuple(s.measured()), s.checkpoint_every) for s in specs}) > 1:
+        raise InputError("the runs of a cohort are measured and stored at the same tasks")
+    for spec in specs:
+        if reason := supports(spec):
+            raise InputError(reason, found=spec.method)
+
+
+class _Cohort:
+    """The runs under way: groups of slots, and where their records go."""
+
+    def __init__(self, specs: Sequence[RunSpec], store: Run, measure: Measure) -> None:
+        self.specs, self.store, self.measure = list(specs), store, measure
+        self.protocol = specs[0].protocol
+        kinds: dict[tuple[bool, bool], list[int]] = {}
+        for i, spec in enumerate(specs):
+            method = methods.get(spec.method)
+            kinds.setdefault((method.hidden, method.fresh), []).append(i)
+        self.members = list(kinds.values())
+        self.groups = [Group([self.specs[i] for i in slots]) for slots in self.members]
+        self.steps = 0
+        self.memory: dict[str, Any] = {}
+
+    def work(self, progress: Progress | None) -> None:
+        state, first = self.store.resume(), 0
+        if state is not None:
+            first, self.steps = state["task"], state["steps"]
+            for group, kept in zip(self.groups, state["groups"], strict=True):
+                group.load_state_dict(kept)
+        streams = {s.seed: s.protocol.stream(s.seed) for s in self.specs}
+        total = self.protocol.tasks
+        for index in range(first, total):
+            if progress is not None:
+                progress(index / total)
+            self._task(index, {seed: stream.task(index) for seed, stream in streams.items()})
+            if (index + 1) % self.specs[0].checkpoint_every == 0 or index + 1 == total:
+                groups = [g.state_dict() for g in self.groups]
+                self.store.checkpoint({"task": index + 1, "steps": self.steps, "groups": groups})
+        self._worn()
+        self.store.finish({"runs": len(self.specs)})
+        if progress is not None:
+            progress(1.0)
+
+    def _task(self, index: int, tasks: dict[int, Task]) -> None:
+        some = next(iter(tasks.values()))
+        steps = some.steps(self.protocol.batch, self.protocol.epochs)
+        self.steps += steps
+        for group, slots in zip(self.groups, self.members, strict=True):
+            group.start(index)
+            counts = group.learn(tasks)
+            ends = group.accuracies(tasks)
+            samples = steps * self.protocol.batch
+            for i, (hits, nonfinite, loss), end in zip(slots, counts, ends, strict=True):
+                spec = self.specs[i]
+                result = TaskResult(hits / samples, loss / steps, samples, nonfinite)
+                self.store.append(task_rows(spec, self.steps, tasks[spec.seed], result, end))
+                if index in spec.measured():
+                    self._look(group, slots.index(i), i, tasks[spec.seed])
+
+    def _look(self, group: Group, place: int, slot: int, task: Task) -> None:
+        spec = self.specs[slot]
+        model, optimizer = group.network(place)
+        rows, arrays = measured_rows(spec, self.steps, task, model, optimizer, self.measure, self.memory)
+        self.store.append(rows)
+        if arrays:
+            self.store.arrays(f"slot-{slot}.{task.name}", arrays)
+
+    def _worn(self) -> None:
+        """Keep every network as it ended, in the form that the loop's last checkpoint has."""
+        for group, slots in zip(self.groups, self.members, strict=True):
+            for place, slot in enumerate(slots):
+                model, _ = group.network(place)
+                self.store.arrays(f"slot-{slot}.worn", dict(model.state_dict()))
+
+
+def _export(spec: RunSpec, slot: int, store: Run, folder: Path) -> None:
+    """Write one run's own folder from the finished cohort."""
+    cohort = load(store.folder)
+    with Run.open(folder, manifest(spec)) as own:
+        if own.done:
+            return
+        own.resume()
+        rows = Records(r for r in store.records() if r.run == run_name(spec))
+        own.append(rows)
+        prefix = f"slot-{slot}."
+        for name in cohort.array_names:
+            if name.startswith(prefix) and not name.endswith(".worn"):
+                own.arrays(name.removeprefix(prefix), cohort.arrays(name))
+        worn = cohort.arrays(f"{prefix}worn")
+        own.checkpoint({"task": spec.protocol.tasks, "learner": {"model": worn}})
+        own.finish(summarise(rows))

@@ -1,0 +1,129 @@
+"""Slots that share a shape and a rhythm: one stack, one optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from supple.bench import methods
+from supple.bench.cohort.stack import Stack
+from supple.bench.spec import RunSpec
+from supple.streams import Task
+
+#: steps whose data are gathered, and whose outputs are counted, at once
+CHUNK = 64
+
+
+class Group:
+    """Networks of one shape that are either all kept or all renewed at a boundary.
+
+    The pull of L2 and L2-Init is coef · ‖θ − anchor‖² with anchor 0 or θ₀, one line for all slots.
+    """
+
+    def __init__(self, specs: Sequence[RunSpec]) -> None:
+        self.specs = list(specs)
+        self.protocol = specs[0].protocol
+        self.fresh = methods.get(specs[0].method).fresh
+        self._begin(0)
+        self.pull = torch.tensor([[pull_of(s)] for s in specs])
+        self.anchor = torch.stack(
+            [
+                row if s.method == "l2init" else torch.zeros_like(row)
+                for s, row in zip(specs, self.stack.flat, strict=True)
+            ]
+        )
+        self.pulled = bool((self.pull != 0).any())
+
+    def _begin(self, task: int) -> None:
+        self.stack = Stack([methods.get(s.method).build(self.protocol, s.seed, task) for s in self.specs])
+        self.optimizer = self.protocol.build_optimizer([self.stack.flat])
+
+    def start(self, task: int) -> None:
+        """Cross the boundary into ``task``."""
+        if task and self.fresh:
+            self._begin(task)
+
+    @torch.no_grad()
+    def learn(self, tasks: dict[int, Task]) -> list[tuple[int, int, float]]:
+        """One pass over the tasks; for each slot (right answers, answers not finite, sum of losses)."""
+        seeds = sorted({s.seed for s in self.specs})
+        slot_seed = torch.tensor([seeds.index(s.seed) for s in self.specs])
+        walks = [tasks[seed].batches(self.protocol.batch, self.protocol.epochs) for seed in seeds]
+        hits = torch.zeros(len(self.specs), dtype=torch.int64)
+        nonfinite = torch.zeros_like(hits)
+        losses = torch.zeros(len(self.specs), dtype=torch.float64)
+        kept: list[tuple[Tensor, Tensor]] = []
+        for batch in zip(*walks, strict=True):
+            x = torch.stack([b[0] for b in batch])[slot_seed]
+            y = torch.stack([b[1] for b in batch])[slot_seed]
+            logits = self.stack.forward(x)
+            losses += self.stack.backward(logits, y)
+            self._pull()
+            self.optimizer.step()
+            kept.append((logits, y))
+            if len(kept) == CHUNK:
+                _count(kept, hits, nonfinite)
+        _count(kept, hits, nonfinite)
+        return list(zip(hits.tolist(), nonfinite.tolist(), losses.tolist(), strict=True))
+
+    def _pull(self) -> None:
+        if self.pulled:
+            grad = self.stack.flat.grad
+            assert grad is not None
+            grad.addcmul_(self.pull, self.stack.flat - self.anchor, value=2.0)
+
+    @torch.no_grad()
+    def accuracies(self, tasks: dict[int, Task]) -> list[float]:
+        """Share of the task's samples that each slot answers rightly now."""
+        x = torch.stack([tasks[s.seed].inputs for s in self.specs])
+        y = torch.stack([tasks[s.seed].targets for s in self.specs])
+        logits = self.stack.forward(x)
+        right = (logits.argmax(-1) == y) & logits.isfinite().all(-1)
+        return right.double().mean(-1).tolist()
+
+    def network(self, slot: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """One slot as a module and an optimizer of its own, as the loop would hold them."""
+        spec = self.specs[slot]
+        model = self.stack.read(slot, methods.get(spec.method).build(self.protocol, spec.seed))
+        optimizer = self.protocol.build_optimizer(model.parameters())
+        shared = self.optimizer.state.get(self.stack.flat, {})
+        pieces = {
+            k: self.stack.pieces(v, slot) for k, v in shared.items() if isinstance(v, Tensor) and v.dim() == 2
+        }
+        for i, parameter in enumerate(model.parameters()):
+            if shared:
+                optimizer.state[parameter] = {
+                    k: pieces[k][i] if k in pieces else (v.clone() if isinstance(v, Tensor) else v)
+                    for k, v in shared.items()
+                }
+        return model, optimizer
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that later steps depend on."""
+        return {"flat": self.stack.flat, "anchor": self.anchor, "optimizer": self.optimizer.state_dict()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self.stack.flat.copy_(state["flat"])
+        self.anchor = state["anchor"]
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def pull_of(spec: RunSpec) -> float:
+    """Coefficient of the squared distance, 0 without one."""
+    method = methods.get(spec.method)
+    return float(method.settings_in(spec.protocol, spec.settings)["coef"]) if method.intervention else 0.0
+
+
+def _count(kept: list[tuple[Tensor, Tensor]], hits: Tensor, nonfinite: Tensor) -> None:
+    if not kept:
+        return
+    logits = torch.cat([k[0] for k in kept], dim=1)
+    finite = logits.isfinite().all(-1)
+    hits += ((logits.argmax(-1) == torch.cat([k[1] for k in kept], dim=1)) & finite).sum(-1)
+    nonfinite += (~finite).sum(-1)
+    kept.clear()

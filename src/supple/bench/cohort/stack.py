@@ -1,0 +1,118 @@
+"""S networks of one shape as stacked tensors, with a hand-written backward pass.
+
+Legend: S slots (networks), B batch, D inputs of a layer, U its units, C classes, P parameters of a network.
+All parameters lie in one (S, P) tensor, so that one fused optimizer step serves all slots. No operation
+mixes slots: a slot that diverges harms no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from supple.errors import InputError
+
+
+class Stack:
+    """ReLU networks ``fc1, act1, …, head`` (see `supple.models.MLP`), stacked.
+
+    ``flat`` (S, P) is the parameter to give to an optimizer; ``flat.grad`` is written by `backward`.
+
+    >>> from supple.models import MLP
+    >>> nets = [MLP((4, 8, 3)) for _ in range(5)]
+    >>> x = torch.randn(5, 6, 4)
+    >>> out = Stack(nets).forward(x)
+    >>> torch.allclose(out[2], nets[2](x[2]), atol=1e-6)
+    True
+    """
+
+    def __init__(self, models: Sequence[nn.Module]) -> None:
+        self.names = [n for n, _ in models[0].named_parameters()]
+        self.shapes = [p.shape for p in models[0].parameters()]
+        for model in models:
+            check_chain(model)
+            if [p.shape for p in model.parameters()] != self.shapes:
+                raise InputError("the networks of a stack must have one shape")
+        rows = [torch.cat([p.detach().flatten() for p in m.parameters()]) for m in models]
+        self.flat = torch.stack(rows)
+        self.flat.grad = torch.zeros_like(self.flat)
+        self.parameters = self._views(self.flat)
+        self.gradients = self._views(self.flat.grad)
+        self.layers = [
+            (self.parameters[f"{n}.weight"], self.parameters[f"{n}.bias"])
+            for n in dict.fromkeys(x.rsplit(".", 1)[0] for x in self.names)
+        ]
+        self.grads = [
+            (self.gradients[f"{n}.weight"], self.gradients[f"{n}.bias"])
+            for n in dict.fromkeys(x.rsplit(".", 1)[0] for x in self.names)
+        ]
+        self._inputs: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return len(self.flat)
+
+    def _views(self, flat: Tensor) -> dict[str, Tensor]:
+        sizes = [shape.numel() for shape in self.shapes]
+        pieces = flat.split(sizes, dim=1)
+        return {n: p.view(len(flat), *s) for n, p, s in zip(self.names, pieces, self.shapes, strict=True)}
+
+    def forward(self, x_SBD: Tensor) -> Tensor:
+        """Logits (S, B, C); keeps what `backward` needs."""
+        self._inputs, h_SBD = [], x_SBD
+        for i, (weight_SUD, bias_SU) in enumerate(self.layers):
+            self._inputs.append(h_SBD)
+            h_SBD = torch.baddbmm(bias_SU.unsqueeze(1), h_SBD, weight_SUD.transpose(1, 2))
+            if i + 1 < len(self.layers):
+                h_SBD = h_SBD.relu_()
+        return h_SBD
+
+    def backward(self, logits_SBC: Tensor, targets_SB: Tensor) -> Tensor:
+        """Gradient of the mean cross-entropy of each slot into ``flat.grad``; returns the losses (S,)."""
+        log_p = F.log_softmax(logits_SBC, dim=-1)
+        index = targets_SB.unsqueeze(-1)
+        losses = -log_p.gather(-1, index).squeeze(-1).mean(-1)
+        delta = log_p.exp_().scatter_add_(-1, index, torch.full_like(index, -1, dtype=log_p.dtype))
+        delta.div_(logits_SBC.shape[1])
+        for i in reversed(range(len(self.layers))):
+            grad_weight, grad_bias = self.grads[i]
+            grad_weight.copy_(torch.bmm(delta.transpose(1, 2), self._inputs[i]))
+            torch.sum(delta, dim=1, out=grad_bias)
+            if i:
+                # the input of layer i is the ReLU's output, positive exactly where the gradient passes
+                delta = torch.bmm(delta, self.layers[i][0]).mul_(self._inputs[i] > 0)
+        return losses
+
+    @torch.no_grad()
+    def write(self, slot: int, model: nn.Module) -> None:
+        """Copy the parameters of ``model`` into a slot."""
+        for name, parameter in model.named_parameters():
+            self.parameters[name][slot] = parameter
+
+    @torch.no_grad()
+    def read(self, slot: int, model: nn.Module) -> nn.Module:
+        """Copy the parameters of a slot into ``model``."""
+        for name, parameter in model.named_parameters():
+            parameter.copy_(self.parameters[name][slot])
+        return model
+
+    def pieces(self, flat_SP: Tensor, slot: int) -> list[Tensor]:
+        """A slot of anything of the shape of ``flat`` (an optimizer's moments), cut by parameter."""
+        return [v[slot].clone() for v in self._views(flat_SP).values()]
+
+
+def check_chain(model: nn.Module) -> None:
+    """Refuse what the hand-written backward does not know, by module path."""
+    children = list(model.named_children())
+    if not isinstance(model, nn.Sequential) or not children:
+        raise InputError("a stack takes nn.Sequential chains of Linear and ReLU", found=type(model).__name__)
+    for i, (name, module) in enumerate(children):
+        expected = nn.Linear if i % 2 == 0 else nn.ReLU
+        if type(module) is not expected or (isinstance(module, nn.Linear) and module.bias is None):
+            raise InputError(
+                "a stack takes Linear (with bias) and ReLU in turn", found=type(module).__name__, where=name
+            )
+    if len(children) % 2 == 0:
+        raise InputError("a stack ends with a Linear layer", found=children[-1][0])

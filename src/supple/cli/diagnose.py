@@ -1,0 +1,72 @@
+"""`supple diagnose`: a network, its weights, a probe; a table, a file, an exit status."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from supple.errors import InputError
+
+MECHANISMS_THAT_FAIL = {"present": ("present",), "inconclusive": ("present", "inconclusive")}
+
+
+@dataclass(frozen=True)
+class Diagnose:
+    """Say what is wrong with a trained network: which mechanism, in which layers, and what fits.
+
+    Exit status: 0 nothing at or above --fail-on, 1 a finding, 2 it could not run.
+    """
+
+    model: str
+    """pkg.module:function that builds the model (the current folder is searched first)."""
+    checkpoint: Path
+    """Weights: .safetensors, .pt, .pth or .bin (tensors only), or a model folder."""
+    probe: str
+    """pkg.module:name of (inputs, targets), or of a function that returns them. Held out."""
+    loss: str = "cross_entropy"
+    """cross_entropy, mse, or pkg.module:function of (outputs, targets)."""
+    reference: str | None = None
+    """What a healthy network is: factory (the function of --model), reset (weaker), or a checkpoint of the
+    initial or round-0 weights. Default: factory."""
+    budget: float | None = None
+    """Seconds for learning fresh probe tasks (step 0); 0 leaves it out. Default: 30."""
+    json: Path | None = None
+    """Write the whole report as JSON to this file, or to stdout with -."""
+    html: Path | None = None
+    """Write one offline HTML page to this file."""
+    fail_on: Literal["present", "inconclusive", "never"] = "never"
+    """Exit with 1 when a finding has this status (inconclusive counts present too)."""
+
+    def run(self) -> int:
+        from supple import api
+        from supple.cli import loading
+        from supple.cli.console import emit_json, note, say
+
+        if self.budget is not None and not self.budget >= 0:
+            raise InputError("--budget must be zero or a positive number of seconds", found=self.budget)
+        for target in (self.json, self.html):
+            check_target(target)
+        model, factory = loading.build_model(self.model)
+        loading.load_weights(model, self.checkpoint)
+        healthy = loading.reference(self.reference, factory, model)
+        batch, loss = loading.probe(self.probe), loading.loss(self.loss)
+        note(f"diagnosing {self.checkpoint} …")
+        report = api.diagnose(model, batch, loss, reference=healthy, budget=self.budget)
+        if str(self.json) != "-":
+            say(str(report))
+        emit_json(report.to_dict(), self.json)
+        if self.html is not None:
+            note(f"wrote {report.to_html(self.html)}")
+        bad = MECHANISMS_THAT_FAIL.get(self.fail_on, ())
+        return int(any(f.status in bad for f in report.findings))
+
+
+def check_target(target: Path | None) -> None:
+    """Refuse an output path that cannot be written, before any work is done."""
+    if target is None or str(target) == "-":
+        return
+    if target.is_dir():
+        raise InputError("the output path is a folder", where=str(target), do="name a file")
+    if not target.parent.is_dir():
+        raise InputError("there is no such folder to write into", where=str(target.parent))

@@ -1,0 +1,231 @@
+"""One rule per mechanism: which evidence must agree, against the twin, for the mechanism to be present."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from statistics import fmean
+
+from supple.diagnose import thresholds as limit
+from supple.diagnose.compare import Comparison, all_of, compare
+from supple.diagnose.panel import GRAMA_VARIANT, Panel, binomial_error
+from supple.diagnose.types import Evidence, Finding
+from supple.status import Mechanism, Status
+
+
+def _unmeasured(mechanism: Mechanism, panel: Panel, instrument: str, variant: str = "") -> Finding:
+    status, reason = panel.trouble(instrument, variant)
+    return Finding(mechanism, status, reason=reason)
+
+
+def _clip(value: float) -> float:
+    return min(1.0, max(0.0, value))
+
+
+def dead_units(panel: Panel) -> Finding:
+    """GraMa at the pre-activation against the twin; tau-dormant and never-firing units shown beside it."""
+    pooled = panel.compare("grama", limit.GRAMA, variant=GRAMA_VARIANT)
+    if not pooled.usable:
+        return _unmeasured(Mechanism.DEAD_UNITS, panel, "grama", GRAMA_VARIANT)
+    layers = _dead_layers(panel)
+    ill = [c for c in layers if c.status is Status.PRESENT]
+    status = pooled.status
+    if status is not Status.PRESENT and ill:
+        status = Status.PRESENT
+    where = tuple(c.evidence.layer for c in layers if c.statistic > limit.GRAMA.value)
+    if status is Status.ABSENT:
+        where = ()
+    severity = _clip(max([pooled.statistic, *(c.statistic for c in ill)]))
+    beside = [
+        _beside(panel, "dormant", "tau=0.025", "misses units behind skip connections"),
+        _beside(panel, "dead", "", "never fires on the probe"),
+    ]
+    evidence = (
+        pooled.evidence,
+        *(e for e in beside if e),
+        *(c.evidence for c in layers if c.statistic > 0.1),
+    )
+    share, twin = pooled.evidence.value, pooled.evidence.reference
+    reason = f"{share:.0%} of the hidden units get next to no gradient, {twin:.0%} in the twin"
+    if status is Status.PRESENT and pooled.status is not Status.PRESENT:
+        reason += f"; concentrated in {', '.join(c.evidence.layer for c in ill)}"
+    if status is Status.PRESENT and _fires(panel):
+        reason += "; but most of them fire: reset a moment ago, or bypassed by a skip connection"
+    return Finding(Mechanism.DEAD_UNITS, status, severity, where, evidence, reason=reason)
+
+
+def _fires(panel: Panel) -> bool:
+    """Whether activations look as alive as the twin's."""
+    dormant = panel.compare("dormant", limit.GRAMA, variant="tau=0.025")
+    return dormant.usable and dormant.statistic < limit.GRAMA.value / 2
+
+
+def _dead_layers(panel: Panel) -> list[Comparison]:
+    found = []
+    for layer in panel.hidden:
+        value = panel.value("grama", layer.name, GRAMA_VARIANT)
+        if math.isnan(value) or layer.units < limit.SMALLEST_SIDE:
+            continue
+        error = max(binomial_error(value, layer.units), panel.errors.get(("grama", layer.name), 0.0))
+        found.append(panel.compare("grama", limit.GRAMA_LAYER, layer.name, GRAMA_VARIANT, error=error))
+    return [c for c in found if c.usable]
+
+
+def _beside(panel: Panel, instrument: str, variant: str, note: str = "") -> Evidence | None:
+    value = panel.value(instrument, "*", variant)
+    if math.isnan(value):
+        return None
+    twins = [t for t in panel.of_twins(instrument, "*", variant) if not math.isnan(t)]
+    reference = fmean(twins) if twins else math.nan
+    label = f"{instrument} ({variant})" if variant else instrument
+    return Evidence(label, value, reference=reference, samples=panel.samples, note=note, decides=False)
+
+
+def rank_collapse(panel: Panel) -> Finding:
+    """Effective rank, stable rank and sigma_1 / sum sigma of one hidden matrix must agree."""
+    layers = panel.judged_layers(limit.SMALLEST_SIDE)
+    if not layers:
+        reason = f"no hidden weight matrix with {limit.SMALLEST_SIDE} or more directions"
+        return Finding(Mechanism.RANK_COLLAPSE, Status.NOT_MEASURED, reason=reason)
+    judged = [(layer.name, *_rank_of(panel, layer.name)) for layer in layers]
+    usable = [j for j in judged if j[2].usable]
+    if not usable:
+        return _unmeasured(Mechanism.RANK_COLLAPSE, panel, "effective_rank", "relative")
+    ill = [j for j in usable if j[1] is Status.PRESENT]
+    unsure = [j for j in usable if j[1] is Status.INCONCLUSIVE]
+    status = Status.PRESENT if ill else Status.INCONCLUSIVE if unsure else Status.ABSENT
+    worst = min(usable, key=lambda j: j[2].statistic)
+    shown = ill or [worst]
+    evidence = [e for j in shown for e in (j[2].evidence, j[3].evidence, j[4].evidence)]
+    severity = _clip(1 - worst[2].statistic)
+    reason = f"lowest effective rank {worst[2].statistic:.0%} of the twin's, in {worst[0]}"
+    return Finding(
+        Mechanism.RANK_COLLAPSE, status, severity, tuple(j[0] for j in ill), tuple(evidence), reason=reason
+    )
+
+
+def _rank_of(panel: Panel, layer: str) -> tuple[Status, Comparison, Comparison, Comparison]:
+    effective = panel.compare("effective_rank", limit.EFFECTIVE_RANK, layer, "relative")
+    stable = panel.compare("stable_rank", limit.STABLE_RANK, layer, "relative")
+    ratio = panel.compare("sigma_ratio", limit.SIGMA_RATIO, layer)
+    return all_of(effective.status, stable.status, ratio.status), effective, stable, ratio
+
+
+def ntk_degeneration(panel: Panel) -> Finding:
+    """Two inputs pull the same way, and few directions are left: more than dead units alone would do."""
+    known = _dead_excess(panel)
+    threshold = replace(limit.NTK_SPREAD, value=limit.NTK_SPREAD.value * (1 - known) ** limit.NTK_DEAD_POWER)
+    apart = compare(
+        "1 - ntk_mean_cosine",
+        1 - panel.value("ntk_mean_cosine"),
+        [1 - t for t in panel.of_twins("ntk_mean_cosine")],
+        threshold,
+        samples=_samples(panel, "ntk_mean_cosine"),
+    )
+    rank = panel.compare("ntk_rank99", limit.NTK_RANK)
+    if not (apart.usable and rank.usable):
+        return _unmeasured(Mechanism.NTK_DEGENERATION, panel, "ntk_mean_cosine")
+    status = all_of(apart.status, rank.status)
+    severity = _clip(1 - apart.statistic)
+    value, reference = 1 - apart.evidence.value, 1 - apart.evidence.reference
+    reason = f"two inputs move the parameters with a mean cosine of {value:.2f}, {reference:.2f} in the twin"
+    if status is not Status.PRESENT and apart.hi < limit.NTK_SPREAD.value:
+        reason += "; dead units alone bring it this far"
+    churn = _beside(panel, "churn", "relative", "a weak detector: it barely moves until the network is dead")
+    evidence = (apart.evidence, rank.evidence, *([churn] if churn else []))
+    return Finding(Mechanism.NTK_DEGENERATION, status, severity, (), evidence, reason=reason)
+
+
+def _dead_excess(panel: Panel) -> float:
+    """How many units more than in the twin are dead, unless a common mode (others always fire) made them."""
+    if panel.compare("always_on", limit.ALWAYS_ON).status is Status.PRESENT:
+        return 0.0
+    excess = panel.compare("grama", limit.GRAMA, variant=GRAMA_VARIANT).statistic
+    return _clip(excess) if excess == excess else 0.0
+
+
+def _samples(panel: Panel, instrument: str) -> int:
+    row = panel.row(instrument, "*")
+    return panel.samples if row is None else row.samples
+
+
+def saturation(panel: Panel) -> Finding:
+    """Share of tanh or sigmoid units at their ends; the outputs' size and entropy are shown beside it."""
+    beside = [_beside(panel, "max_logit", ""), _beside(panel, "entropy", "")]
+    shown = tuple(e for e in beside if e)
+    pooled = panel.compare("saturated", limit.SATURATED)
+    if not pooled.usable:
+        status, reason = panel.trouble("saturated")
+        return Finding(Mechanism.SATURATION, status, None, (), shown, reason=reason)
+    layers = [
+        (
+            x.name,
+            panel.compare("saturated", limit.SATURATED, x.name, error=_unit_error(panel, x.name, x.units)),
+        )
+        for x in panel.hidden
+    ]
+    ill = [name for name, c in layers if c.status is Status.PRESENT]
+    status = Status.PRESENT if ill else pooled.status
+    severity = _clip(max([pooled.statistic, *(c.statistic for _, c in layers if c.status is Status.PRESENT)]))
+    share, twin = pooled.evidence.value, pooled.evidence.reference
+    reason = f"{share:.0%} of the bounded units sit at their ends, {twin:.0%} in the twin"
+    return Finding(
+        Mechanism.SATURATION, status, severity, tuple(ill), (pooled.evidence, *shown), reason=reason
+    )
+
+
+def _unit_error(panel: Panel, layer: str, units: int) -> float:
+    value = panel.value("saturated", layer)
+    return 0.0 if math.isnan(value) else binomial_error(value, units)
+
+
+def weight_growth(panel: Panel) -> Finding:
+    """Geometric mean over layers of sigma_1 against the twin."""
+    found = []
+    for layer in panel.seen.topology.layers.values():
+        mine, twins = panel.value("sigma_max", layer.name), panel.of_twins("sigma_max", layer.name)
+        known = [t for t in twins if math.isfinite(t) and t > 0]
+        if known and mine > 0:
+            found.append((layer.name, mine / fmean(known), mine, fmean(known)))
+    if not found:
+        return _unmeasured(Mechanism.WEIGHT_GROWTH, panel, "sigma_max")
+    growth = math.exp(fmean(math.log(f[1]) for f in found))
+    half = 1.96 * limit.WEIGHT_GROWTH.spread * growth
+    status = _growth_status(growth - half, growth + half)
+    evidence = Evidence(
+        "sigma_max, geometric mean over layers, relative to the twin",
+        growth, growth - half, growth + half, 1.0, limit.WEIGHT_GROWTH.value, len(found),
+        "samples: layers",
+    )  # fmt: skip
+    where = tuple(f[0] for f in found if f[1] > limit.WEIGHT_GROWTH.value and status is not Status.ABSENT)
+    reason = f"the largest singular values are {growth:.1f} times the twin's (mean over layers)"
+    return Finding(Mechanism.WEIGHT_GROWTH, status, _clip(1 - 1 / growth), where, (evidence,), reason=reason)
+
+
+def _growth_status(lo: float, hi: float) -> Status:
+    if lo > limit.WEIGHT_GROWTH.value:
+        return Status.PRESENT
+    return Status.ABSENT if hi < limit.WEIGHT_GROWTH.value else Status.INCONCLUSIVE
+
+
+def cloned_units(panel: Panel) -> Finding:
+    """Share of units that have a near copy in their layer."""
+    pooled = panel.compare("cloned", limit.CLONED)
+    if not pooled.usable:
+        return _unmeasured(Mechanism.CLONED_UNITS, panel, "cloned")
+    where = tuple(
+        x.name
+        for x in panel.hidden
+        if panel.compare("cloned", limit.CLONED, x.name).statistic > limit.CLONED.value
+        and pooled.status is not Status.ABSENT
+    )
+    share, twin = pooled.evidence.value, pooled.evidence.reference
+    reason = f"{share:.0%} of the units have a near copy, {twin:.0%} in the twin"
+    return Finding(
+        Mechanism.CLONED_UNITS,
+        pooled.status,
+        _clip(pooled.statistic),
+        where,
+        (pooled.evidence,),
+        reason=reason,
+    )

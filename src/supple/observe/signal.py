@@ -1,0 +1,59 @@
+"""Instruments on per-sample gradients of the loss: do the samples pull the same way?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from supple import functional as F
+from supple.observe.batch import pick, run_loss
+from supple.observe.instruments import instrument
+from supple.observe.probe import Probe
+from supple.records import Record
+from supple.topology.inputs import call
+
+MOST_SAMPLES = 32
+MOST_NUMBERS = 100_000_000  # samples x parameters that are held at once
+NAMES = ("gradient_diversity", "gradient_snr", "gradient_mean_cosine")
+
+
+@instrument("gradient_signal", "full", ["gradients", "copy"], NAMES, minimum=8)
+def gradient_signal(probe: Probe) -> Iterable[Record]:
+    """Diversity, signal-to-noise and mean cosine of per-sample loss gradients on at most 32 samples.
+
+    Diversity sum |g_i|^2 / |sum g_i|^2 (Yin et al. 2018); signal-to-noise |E g|^2 / tr Cov g; the mean cosine
+    is the off-diagonal mean of the gradient covariance of Lyle et al. 2023. The samples are spread evenly over
+    the probe; one forward and backward pass for each, in eval mode.
+    """
+    parameters = list({id(p): p for p in probe.parameters.values() if p.requires_grad}.values())
+    size = sum(p.numel() for p in parameters)
+    n = min(probe.samples, MOST_SAMPLES)
+    if n * size > MOST_NUMBERS:
+        reason = f"{size} parameters: {n} gradients of this size are not held at once"
+        yield from (probe.unmeasured(name, reason) for name in NAMES)
+        return
+    index = torch.linspace(0, probe.samples - 1, n).round().long()
+    try:
+        rows = torch.stack([_gradient(probe, parameters, index[i : i + 1]) for i in range(n)])
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        # re-entrant checkpointing refuses gradients of this kind
+        yield from (probe.unmeasured(name, f"no per-sample gradient: {error}") for name in NAMES)
+        return
+    yield probe.record("gradient_diversity", F.gradient_diversity(rows), samples=n)
+    yield probe.record("gradient_snr", F.signal_to_noise(rows), samples=n)
+    cosines = F.gradient_cosines(rows)
+    off_diagonal = (cosines.sum() - cosines.diagonal().sum()) / (n * (n - 1))
+    yield probe.record("gradient_mean_cosine", off_diagonal, samples=n)
+
+
+def _gradient(probe: Probe, parameters: list[Tensor], index: Tensor) -> Tensor:
+    n = probe.samples
+    outputs = call(probe.model, pick(probe.batch.inputs, index, n), probe.forward)
+    loss = run_loss(probe.loss_fn, outputs, pick(probe.batch.targets, index, n))
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    pairs = zip(found, parameters, strict=True)
+    return torch.cat([(torch.zeros_like(p) if g is None else g).reshape(-1) for g, p in pairs])

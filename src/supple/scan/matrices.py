@@ -1,0 +1,133 @@
+"""Which matrices a checkpoint holds: convolutions unfolded, packed projections and expert stacks split.
+
+What is measured is never guessed silently: a tensor that is no weight matrix, or whose layout is not known,
+is listed with the reason.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from supple.scan.sources import Checkpoint, Entry
+
+#: storage formats whose rounding hides small singular values, with the spacing of their numbers at 1
+COARSE = {"BF16": 2.0**-7, "bfloat16": 2.0**-7, "F16": 2.0**-10, "float16": 2.0**-10}
+PLAIN = {"F64", "F32", "float64", "float32", *COARSE}
+_LORA = re.compile(r"^(?P<stem>.*)\.lora_(?P<side>[AB])(?P<tail>\..*)?$")
+_EMBEDDING = re.compile(r"(^|\.)(wte|wpe|embed_tokens|word_embeddings|position_embeddings|tok_embeddings)\.")
+_EXPERTS = re.compile(r"(^|[._])experts?([._]|$)")
+# Contiguous blocks of rows (torch, timm, MPT, Phi-3); GPT-2 keeps them as columns.
+_PACKED_ROWS = re.compile(r"(in_proj_weight|(^|\.)qkv(_proj)?\.weight|(^|\.)Wqkv\.weight)$")
+_PACKED_COLUMNS = re.compile(r"(^|\.)c_attn\.weight$")
+_GATE_UP = re.compile(r"(^|\.)gate_up_proj\.weight$")
+_INTERLEAVED = re.compile(r"(query_key_value|c_qkv)\.weight$")
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One matrix to measure: its layer, the part of it, the values (out, in), the storage format."""
+
+    layer: str
+    part: str
+    values: Tensor
+    dtype: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A tensor that is not measured, and why."""
+
+    layer: str
+    reason: str
+
+
+def matrices(checkpoint: Checkpoint, embeddings: bool = False) -> Iterator[Matrix | Skipped]:
+    """Every weight matrix of a checkpoint, one tensor in memory at a time."""
+    adapters: dict[str, dict[str, Entry]] = {}
+    for entry in checkpoint:
+        lora = _LORA.match(entry.name)
+        if lora is not None:
+            adapters.setdefault(lora["stem"] + (lora["tail"] or ""), {})[lora["side"]] = entry
+            continue
+        reason = why_not(entry, embeddings)
+        if reason is None:
+            yield from split(entry.name, entry.load(), entry.dtype, checkpoint.config)
+        elif len(entry.shape) >= 2:
+            yield Skipped(entry.name, reason)
+    for name, sides in adapters.items():
+        yield _lora_delta(name, sides)
+
+
+def why_not(entry: Entry, embeddings: bool) -> str | None:
+    """The reason not to measure a tensor, or None."""
+    if len(entry.shape) < 2 or len(entry.shape) > 5:
+        return f"{len(entry.shape)} dimensions: no weight matrix"
+    if math.prod(entry.shape) == 0:
+        return "no values"
+    if min(entry.shape[0], math.prod(entry.shape[1:])) < 2:
+        return "a single row or column has one singular value"
+    if entry.dtype not in PLAIN:
+        return f"stored as {entry.dtype}: quantised or integer values have no spectrum of their own"
+    if not embeddings and _EMBEDDING.search(entry.name):
+        return "an embedding table (ask for embeddings to include it)"
+    return None
+
+
+def split(name: str, values: Tensor, dtype: str, config: dict[str, Any]) -> Iterator[Matrix]:
+    """The matrices inside one tensor, as (out, in)."""
+    layer = name.removesuffix(".weight")
+    if values.ndim == 3 and _EXPERTS.search(name):
+        for i, expert in enumerate(values):
+            yield Matrix(layer, f"expert {i}", expert, dtype)
+        return
+    if values.ndim > 2:
+        yield Matrix(layer, "", values.reshape(values.shape[0], -1), dtype, "kernel unfolded to (out, in*k)")
+        return
+    if _PACKED_COLUMNS.search(name) and values.shape[1] == 3 * values.shape[0]:
+        values = values.T
+    sizes = _packed_sizes(name, values, config)
+    if sizes is not None:
+        for part, block in zip(sizes, values.split(list(sizes.values())), strict=True):
+            yield Matrix(layer, part, block, dtype)
+        return
+    note = "packed projection in an interleaved layout, measured whole" if _INTERLEAVED.search(name) else ""
+    yield Matrix(layer, "", values, dtype, note)
+
+
+def _packed_sizes(name: str, values: Tensor, config: dict[str, Any]) -> dict[str, int] | None:
+    rows, columns = values.shape
+    if _GATE_UP.search(name) and rows % 2 == 0:
+        return {"gate": rows // 2, "up": rows // 2}
+    if not (_PACKED_ROWS.search(name) or _PACKED_COLUMNS.search(name)):
+        return None
+    heads, kv_heads = config.get("num_attention_heads"), config.get("num_key_value_heads")
+    if isinstance(heads, int) and isinstance(kv_heads, int) and heads + 2 * kv_heads > 0:
+        head, rest = divmod(rows, heads + 2 * kv_heads)
+        if rest == 0 and head > 0:
+            return {"q": heads * head, "k": kv_heads * head, "v": kv_heads * head}
+    if rows == 3 * columns:
+        return {"q": columns, "k": columns, "v": columns}
+    return None
+
+
+def _lora_delta(name: str, sides: dict[str, Entry]) -> Matrix | Skipped:
+    """The low-rank product B·A as its r x r core: same singular values, no (out, in) matrix."""
+    layer = name.removesuffix(".weight")
+    if set(sides) != {"A", "B"}:
+        return Skipped(name, f"an adapter with lora_{'/'.join(sorted(sides))} alone")
+    a, b = sides["A"], sides["B"]
+    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
+        return Skipped(name, f"adapter factors {b.shape} and {a.shape} do not multiply")
+    left, right = b.load().double(), a.load().double()
+    if not bool(torch.isfinite(left).all() and torch.isfinite(right).all()):
+        return Matrix(layer, "B·A", torch.full((2, 2), math.nan), a.dtype)
+    core = torch.linalg.qr(left).R @ torch.linalg.qr(right.T).R.T
+    return Matrix(layer, "B·A", core, a.dtype, f"LoRA product of rank at most {a.shape[0]}")
