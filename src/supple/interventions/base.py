@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from supple.errors import AttachError, InputError
+from supple.interventions.compensation import hold, release, skips
 from supple.status import Mechanism
 
 Optimizers: TypeAlias = Optimizer | Sequence[Optimizer]
@@ -40,14 +41,16 @@ def optimizer_list(optimizer: Optimizers) -> list[Optimizer]:
     return items
 
 
-def skips(optimizer: Optimizer) -> bool:
-    """Whether this call of ``step`` will move nothing: a fused optimizer was told of infinite gradients.
-
-    With a fused optimizer, ``GradScaler.step`` calls ``optimizer.step`` even then, and the kernel leaves
-    the parameters alone; such a step does not count.
-    """
-    found = getattr(optimizer, "found_inf", None)
-    return found is not None and bool(found.item())
+def _check_owners(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    """Each optimizer must train something of this model."""
+    owned = {id(p) for p in model.parameters()}
+    for optimizer in optimizers:
+        if not any(id(p) in owned for group in optimizer.param_groups for p in group["params"]):
+            raise AttachError(
+                "the optimizer holds no parameter of the model",
+                found=type(optimizer).__name__,
+                do="pass the model whose parameters() the optimizer was built with",
+            )
 
 
 class Handle:
@@ -72,7 +75,9 @@ class Handle:
         self._removers: list[Any] = []
         self._modules = list(model.modules())
         self._signature = self._sign()
+        _check_owners(model, self.optimizers)
         for opt in self.optimizers:
+            hold(opt)
             self._removers.append(opt.register_step_pre_hook(self._pre))
             self._removers.append(opt.register_step_post_hook(self._post))
 
@@ -172,7 +177,10 @@ class Handle:
         for remover in self._removers:
             remover.remove()
         self._removers.clear()
-        self.attached = False
+        if self.attached:
+            self.attached = False
+            for optimizer in self.optimizers:
+                release(optimizer)
 
     def __enter__(self) -> Handle:
         return self

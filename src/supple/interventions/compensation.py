@@ -30,7 +30,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from supple.interventions.base import skips
 from supple.interventions.slices import Slice
 
 Betas: TypeAlias = tuple[float, float]
@@ -166,6 +165,16 @@ class _Ages:
 def _betas(group: dict[str, Any]) -> Betas:
     beta1, beta2 = group["betas"]
     return float(beta1), float(beta2)
+
+
+def skips(optimizer: Optimizer) -> bool:
+    """Whether this call of ``step`` will move nothing: a fused optimizer was told of infinite gradients.
+
+    With a fused optimizer, ``GradScaler.step`` calls ``optimizer.step`` even then, and the kernel leaves
+    the parameters alone; such a step does not count.
+    """
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found.item())
 
 
 class Compensation:

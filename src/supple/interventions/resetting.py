@@ -77,8 +77,6 @@ class ResetHandle(Handle):
         self._waiting: dict[str, Any] | None = None
         self._lazy: Any = None
         super().__init__(intervention, model, optimizer)
-        for opt in self.optimizers:
-            compensation.hold(opt)
         with ExitStack() as undo:
             undo.callback(self.detach)
             if topology is None and inputs is not None:
@@ -269,9 +267,6 @@ class ResetHandle(Handle):
             self._arm()
 
     def detach(self) -> None:
-        if self.attached:
-            for optimizer in self.optimizers:
-                compensation.release(optimizer)
         super().detach()
         self.meter.remove()
         if self._lazy is not None:
