@@ -28,6 +28,7 @@ check: $(TEST_ENV)/ready ## lint, format, types, import rules
 	$(TEST_ENV)/bin/ruff format --check .
 	$(TEST_ENV)/bin/pyrefly check
 	$(TEST_ENV)/bin/python docs/check.py
+	$(TEST_ENV)/bin/python docs/generate.py --check
 
 dev: $(TEST_ENV)/ready ## set up for development: environment and pre-commit hooks
 	$(TEST_ENV)/bin/pre-commit install
