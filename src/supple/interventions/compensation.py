@@ -142,10 +142,9 @@ class _Ages:
         for block in self.blocks:
             block.before = param.clone() if block.index is None else block.read(param)
 
-    def correct(self, table: Tensor) -> None:
-        """start + (moved - start) * k(a)/k(t); `lerp` with weight 1 returns the moved value bit for bit."""
-        param = self.param.detach()
-        results = []  # read all before writing: where a row crosses a column, both blocks find the same
+    def moves(self, table: Tensor) -> list[_Move]:
+        """What this step did to the young elements, and the factors; read before anything is written."""
+        param, found = self.param.detach(), []
         for block in self.blocks:
             if block.before is None:
                 continue
@@ -155,11 +154,33 @@ class _Ages:
             age = block.age.add_(1)
             if block.index is None:  # here alone are elements that were never reset
                 age = age.clamp(max=len(table) - 1)
-            factor = table.take(age)
-            results.append((block, torch.lerp(start, moved, factor.expand_as(moved))))
-        for block, values in results:
-            block.write(param, values.to(param.dtype))
+            found.append(_Move(param, block, start, moved, table.take(age)))
             block.before = None
+        return found
+
+
+@dataclass
+class _Move:
+    """A block whose displacement is to be multiplied by ``factor``."""
+
+    param: Tensor
+    block: _Block
+    start: Tensor
+    moved: Tensor
+    factor: Tensor
+
+
+def _scale_(moves: list[_Move]) -> None:
+    """start + (moved - start) * k(a)/k(t); `lerp` with weight 1 returns the moved value bit for bit.
+
+    In one call for all parameters. Where a row crosses a column, both blocks hold the same value.
+    """
+    if not moves:
+        return
+    starts = [m.start for m in moves]  # copies of this step, free to be overwritten
+    torch._foreach_lerp_(starts, [m.moved for m in moves], [m.factor for m in moves])
+    for move, value in zip(moves, starts, strict=True):
+        move.block.write(move.param, value.to(move.param.dtype))
 
 
 def _betas(group: dict[str, Any]) -> Betas:
@@ -223,12 +244,14 @@ class Compensation:
         if not self.ages or skips(optimizer):
             return
         tables: dict[tuple[Any, ...], Tensor] = {}
-        for param, ages in list(self.ages.items()):
-            if not ages.pending:
-                continue
+        stepped = [(param, ages) for param, ages in self.ages.items() if ages.pending]
+        moves: list[_Move] = []
+        for _, ages in stepped:
             ages.pending = False
             ages.count += 1
-            ages.correct(_table(tables, ages))
+            moves += ages.moves(_table(tables, ages))
+        _scale_(moves)
+        for param, ages in stepped:
             if ages.count % _PRUNE_EVERY == 0:
                 ages.prune()
                 if not ages.births:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: how often the networks are looked at: about this many times in a run
 LOOKS = 30
+#: the methods whose runs take longest, longest first
+LONG = ("cchain", "cbp", "regrama", "fresh", "plain")
 
 
 def tell(
@@ -54,8 +56,10 @@ def tell(
 
 
 def specs(protocol: Protocol, cast: Sequence[Cast], seeds: Sequence[int]) -> list[RunSpec]:
-    """One run for each arm and seed."""
+    """One run for each arm and seed, the longest runs first: no core waits for the last one."""
     from supple.bench.spec import RunSpec
+
+    order = sorted(cast, key=lambda c: LONG.index(c.method) if c.method in LONG else len(LONG))
 
     return [
         RunSpec(
@@ -65,8 +69,8 @@ def specs(protocol: Protocol, cast: Sequence[Cast], seeds: Sequence[int]) -> lis
             settings=dict(c.settings),
             measure_every=max(1, protocol.tasks // LOOKS),
         )
+        for c in order
         for seed in seeds
-        for c in cast
     ]
 
 
