@@ -4,6 +4,13 @@ utilities. No module, no optimizer and no state belongs here, and nothing but to
 """
 
 from supple.functional.churn import churn, relative_churn
+from supple.functional.curvature import (
+    Eigenvalue,
+    fisher_spectrum,
+    ggn_spectrum,
+    gradient_gram,
+    largest_eigenvalue,
+)
 from supple.functional.dormancy import (
     always_on,
     cloned_units,
@@ -31,6 +38,7 @@ from supple.functional.kernels import (
     normalise_kernel,
 )
 from supple.functional.lanczos import SingularTriplet, largest_singular_value
+from supple.functional.noise import null_singular_values, rounding_floor
 from supple.functional.penalties import (
     bias_penalty,
     feature_rank_penalty,
@@ -71,6 +79,7 @@ from supple.functional.utilities import (
 
 __all__ = [
     "BatchGradient",
+    "Eigenvalue",
     "KernelStatistics",
     "PowerStep",
     "Readiness",
@@ -92,18 +101,23 @@ __all__ = [
     "estimated_spectrum_statistics",
     "feature_rank_penalty",
     "firing_rate",
+    "fisher_spectrum",
+    "ggn_spectrum",
     "gradient_cosines",
     "gradient_diversity",
+    "gradient_gram",
     "gradient_statistics",
     "grama_scores",
     "kernel_spectrum",
     "kernel_statistics",
     "l2_init_penalty",
     "l2_penalty",
+    "largest_eigenvalue",
     "largest_singular_value",
     "mean_cosine",
     "normalise_kernel",
     "nuclear_rank",
+    "null_singular_values",
     "numerical_rank",
     "optimization_readiness",
     "outgoing_magnitude",
@@ -112,6 +126,7 @@ __all__ = [
     "pca_rank",
     "power_step",
     "relative_churn",
+    "rounding_floor",
     "running_average",
     "saturated_fraction",
     "saturation_scores",

@@ -33,6 +33,11 @@ def refuse_negative(x: Tensor, what: str) -> Tensor:
 
 def by_unit(x: Tensor, unit_dim: int, what: str = "activation") -> Tensor:
     """(N, ..., U, ...) -> (N * positions, U) in float32 or better; dim 0 is the sample axis."""
+    return responses(x, unit_dim, what).movedim(1, -1).flatten(0, 1)
+
+
+def responses(x: Tensor, unit_dim: int, what: str = "activation") -> Tensor:
+    """(N, ..., U, ...) -> (N, U, positions) in float32 or better, without a copy where there need be none."""
     if x.dim() < 2:
         raise InputError(
             f"{what} needs a sample axis and a unit axis",
@@ -42,7 +47,22 @@ def by_unit(x: Tensor, unit_dim: int, what: str = "activation") -> Tensor:
     unit_dim = axis(x, unit_dim, what)
     if unit_dim == 0:
         raise InputError(f"the unit axis of {what} cannot be the sample axis", found="unit_dim=0")
-    return single(x).movedim(unit_dim, -1).flatten(0, -2)
+    x = single(x)
+    if unit_dim != 1:
+        x = x.movedim(unit_dim, 1)
+    return x.unsqueeze(-1) if x.dim() == 2 else x.flatten(2)
+
+
+def mean_magnitude(x: Tensor) -> Tensor:
+    """(N, U, P) -> (U,): mean of |x| over samples and positions; NaN without any.
+
+    Positions first, without a temporary of the size of ``x``, then samples: two short sums instead of a long one.
+    """
+    if x.shape[0] * x.shape[2] == 0:
+        return x.new_full((x.shape[1],), torch.nan)
+    if x.shape[2] == 1:
+        return x.squeeze(2).abs().mean(0)
+    return torch.linalg.vector_norm(x, 1, dim=2).mean(0) / x.shape[2]
 
 
 def axis(x: Tensor, dim: int, what: str) -> int:

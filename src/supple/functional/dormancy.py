@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from supple.errors import InputError
-from supple.functional._precision import by_unit, relative_to_mean
+from supple.functional._precision import by_unit, mean_magnitude, relative_to_mean, responses
 
 #: activation kind -> (centre of the range, distance from it beyond which a unit counts as saturated)
 _SATURATION = {"tanh": (0.0, 0.9), "sigmoid": (0.5, 0.49)}
@@ -39,7 +39,7 @@ def dormant_scores(activation: Tensor, unit_dim: int = 1) -> Tensor:
     >>> dormant_scores(torch.tensor([[1.0, -3.0, 0.0], [1.0, 1.0, 0.0]])).tolist()
     [1.0, 2.0, 0.0]
     """
-    return relative_to_mean(by_unit(activation, unit_dim).abs().mean(0), floor=-1.0, silent=0.0)
+    return relative_to_mean(mean_magnitude(responses(activation, unit_dim)), floor=-1.0, silent=0.0)
 
 
 def dormant_fraction(scores: Tensor, tau: float) -> Tensor:
@@ -95,7 +95,8 @@ def dead_units(activation: Tensor, unit_dim: int = 1, threshold: float = 0.0) ->
     >>> dead_units(torch.tensor([[0.0, 2.0], [0.0, 0.0]])).tolist()
     [1.0, 0.0]
     """
-    return _mask(firing_rate(activation, unit_dim, threshold), 0.0)
+    low, high = _extremes(activation, unit_dim)
+    return _mask((low >= -threshold) & (high <= threshold), low, high)
 
 
 def always_on(activation: Tensor, unit_dim: int = 1, threshold: float = 0.0) -> Tensor:
@@ -109,9 +110,8 @@ def always_on(activation: Tensor, unit_dim: int = 1, threshold: float = 0.0) -> 
     >>> always_on(torch.tensor([[0.5, 2.0], [1.0, 0.0]])).tolist()
     [1.0, 0.0]
     """
-    h = by_unit(activation, unit_dim)
-    share = (h > threshold).to(h.dtype).mean(0)
-    return _mask(torch.where(h.isfinite().all(0), share, torch.nan), 1.0)
+    low, high = _extremes(activation, unit_dim)
+    return _mask(low > threshold, low, high)
 
 
 def saturation_scores(
@@ -207,6 +207,15 @@ def cloned_units(activation: Tensor, unit_dim: int = 1, centred: bool = True) ->
     return torch.where(finite, cosine.amax(-1), torch.nan)
 
 
-def _mask(share: Tensor, value: float) -> Tensor:
-    """1.0 where ``share`` equals ``value``, 0.0 elsewhere, NaN where it is NaN."""
-    return torch.where(share.isnan(), share, (share == value).to(share.dtype))
+def _extremes(activation: Tensor, unit_dim: int) -> tuple[Tensor, Tensor]:
+    """(U,) smallest and largest response of each unit; NaN without samples, and where one is NaN."""
+    h = responses(activation, unit_dim)
+    if h.shape[0] * h.shape[2] == 0:
+        nan = h.new_full((h.shape[1],), torch.nan)
+        return nan, nan
+    return h.amin((0, 2)), h.amax((0, 2))
+
+
+def _mask(holds: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """1.0 where it holds, 0.0 elsewhere, NaN for a unit with a response that is not finite."""
+    return torch.where(low.isfinite() & high.isfinite(), holds.to(low.dtype), torch.nan)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from supple.errors import InputError
-from supple.functional._precision import axis, by_unit, double, relative_to_mean, single
+from supple.functional._precision import axis, double, mean_magnitude, relative_to_mean, responses, single
 
 KINDS = ("weight", "preactivation")
 
@@ -61,12 +61,12 @@ def grama_scores(
     if kind not in KINDS:
         raise InputError("unknown kind of gradient", found=kind, do=f"use one of {', '.join(KINDS)}")
     if kind == "preactivation":
-        magnitude = by_unit(grad, 1 if unit_dim is None else unit_dim, "grad").abs().mean(0)
+        magnitude = mean_magnitude(responses(grad, 1 if unit_dim is None else unit_dim, "grad"))
     else:
         if grad.dim() < 1:
             raise InputError("a weight gradient needs an axis of units", found="a scalar")
         unit = axis(grad, unit_dim or 0, "grad")
-        magnitude = single(grad).movedim(unit, 0).reshape(grad.shape[unit], -1).abs().mean(-1)
+        magnitude = mean_magnitude(single(grad).movedim(unit, 0).reshape(1, grad.shape[unit], -1))
     floor = torch.finfo(grad.dtype).tiny if minimum is None else minimum
     return relative_to_mean(magnitude, floor=floor, silent=torch.nan)
 
