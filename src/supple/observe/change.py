@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
 from supple import functional as F
 from supple.errors import SuppleError
@@ -83,17 +83,21 @@ def _step(probe: Probe, twin: nn.Module, index: Tensor) -> str:
     try:
         for optimizer in optimizers:
             optimizer.step()
+        if not optimizers:
+            _plain_step(twin)
     except _FAILURES as error:
         if isinstance(error, SuppleError):
             raise
         # some optimizers demand a closure or state of their own; the note says what was done instead
-        _sgd(twin).step()
+        _plain_step(twin)
         note = f"SGD lr={FALLBACK_RATE:g}, as {note} cannot make a single step here"
     return note
 
 
 def like(optimizers: Sequence[Optimizer], model: nn.Module, twin: nn.Module) -> tuple[list[Optimizer], str]:
     """New optimizers of the same classes and settings for a copy's parameters, and their description.
+
+    None, with the words for plain SGD, where there is none to build anew.
 
     >>> net = nn.Linear(2, 2)
     >>> made, note = like([torch.optim.Adam(net.parameters(), lr=0.1)], net, nn.Linear(2, 2))
@@ -117,16 +121,18 @@ def like(optimizers: Sequence[Optimizer], model: nn.Module, twin: nn.Module) -> 
         try:
             made.append(type(optimizer)(groups, **defaults))
         except _FAILURES:
-            return [
-                _sgd(twin)
-            ], f"SGD lr={FALLBACK_RATE:g}, as {type(optimizer).__name__} could not be built anew"
+            return [], f"SGD lr={FALLBACK_RATE:g}, as {type(optimizer).__name__} could not be built anew"
     if not made:
-        return [_sgd(twin)], f"SGD lr={FALLBACK_RATE:g}"
+        return [], f"SGD lr={FALLBACK_RATE:g}"
     return made, " and ".join(_describe(o) for o in made)
 
 
-def _sgd(twin: nn.Module) -> Optimizer:
-    return SGD([p for p in twin.parameters() if p.requires_grad], lr=FALLBACK_RATE)
+@torch.no_grad()
+def _plain_step(twin: nn.Module) -> None:
+    """SGD by hand: the first `torch.optim` optimizer of a process imports torch's compiler, seconds."""
+    for parameter in twin.parameters():
+        if parameter.grad is not None:
+            parameter.sub_(parameter.grad, alpha=FALLBACK_RATE)
 
 
 def _describe(optimizer: Any) -> str:

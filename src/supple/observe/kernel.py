@@ -24,7 +24,7 @@ from supple.topology import batch_size, call
 
 KINDS = ("trace", "full", "scalar")
 #: bytes of gradients held at a time
-BUDGET = 2**28
+BUDGET = 2**29
 
 
 def ntk(

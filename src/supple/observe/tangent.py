@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import nn
 
 from supple import functional as F
 from supple.observe.batch import main_output, pick
@@ -16,8 +17,10 @@ from supple.observe.probe import Probe
 from supple.records import Record
 from supple.status import Status
 from supple.topology.inputs import call
+from supple.topology.taps import layer_modules, weight_shape
 
-MOST_INPUTS = 64
+MOST_INPUTS, FEWEST_INPUTS = 64, 16
+WORK = 8e10  # multiplications of the forward pass, times outputs: a ResNet-18 at 32 x 32 gets 16 inputs
 FIELDS = ("rank99", "effective_rank", "condition", "mean_cosine", "trace")
 
 
@@ -26,9 +29,10 @@ def tangent(probe: Probe) -> Iterable[Record]:
     """Statistics of the trace kernel K_ij = sum_c <df_c(x_i), df_c(x_j)> on at most 64 probe inputs.
 
     The inputs are spread evenly over the probe. Ranks grow with their number: compare at equal ``samples``;
-    ``relative`` variants are divided by it.
+    ``relative`` variants are divided by it. Large networks get fewer inputs, down to 16: as many as
+    8e10 multiplications allow, counted from the shapes, so that a network and its twins get as many.
     """
-    n = min(probe.samples, MOST_INPUTS)
+    n = inputs_within(WORK, probe)
     index = torch.linspace(0, probe.samples - 1, n).round().long()
     inputs = pick(probe.batch.inputs, index, probe.samples)
     try:
@@ -53,6 +57,20 @@ def tangent(probe: Probe) -> Iterable[Record]:
         yield _row(probe, name, value, float(statistics.trace), samples=n, array=link)
         if name in ("rank99", "effective_rank"):
             yield probe.record(f"ntk_{name}", value / n, variant="relative", samples=n, array=link)
+
+
+def inputs_within(work: float, probe: Probe) -> int:
+    """How many inputs: min(64, samples, max(16, work / (outputs x multiplications of one forward pass)))."""
+    modules = layer_modules(probe.model)
+    passes = 0
+    for name, calls in probe.taps.pre.items():
+        module = modules[name]
+        if not isinstance(module, (nn.Embedding, nn.EmbeddingBag)):  # they look up, nothing is multiplied
+            positions = sum(c.tensor.numel() // c.tensor.shape[c.unit_dim] for c in calls)
+            passes += math.prod(weight_shape(module) or ()) * positions
+    outputs = 1 if probe.output is None else probe.output.numel() // probe.samples
+    each = max(1.0, outputs * passes / probe.samples)
+    return min(probe.samples, MOST_INPUTS, max(FEWEST_INPUTS, int(work / each)))
 
 
 def _row(probe: Probe, name: str, value: float, trace: float, **fields: Any) -> Record:

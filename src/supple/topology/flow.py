@@ -69,6 +69,12 @@ class Flow(TorchDispatchMode):
         self.reasons: dict[Source, str] = {}
         self._tags: dict[tuple[Any, ...], tuple[StorageWeakRef, Tag]] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # torch would import its compiler at the first operation, which takes seconds, only to keep this mode
+        # from being compiled; `supple.topology.taps.eager` sees to that
+        return False
+
     def start(self, output: Tensor, source: Source, dim: int) -> None:
         """Tag a layer's output: all its units lie along ``dim``."""
         self._put(output, Tag(dim, (Piece(source, 0, 0, output.shape[dim]),)))

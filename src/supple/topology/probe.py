@@ -18,6 +18,7 @@ from supple.topology.graph import Topology
 from supple.topology.ids import FIRST, PARAM
 from supple.topology.inputs import Forward, Inputs, batch_size, call, shrink
 from supple.topology.shadow import Meta
+from supple.topology.taps import eager
 from supple.topology.tracer import Tracer, leaves
 
 #: modules whose weights have a packing that no rule resolves
@@ -190,19 +191,12 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
     renormed = [m.weight for m in model.modules() if getattr(m, "max_norm", None) is not None]
     kept = [(t, t.detach().clone()) for t in itertools.chain(model.buffers(), renormed)]
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    fast = torch.backends.mha.get_fastpath_enabled()
     try:
         for module in model.modules():
             module.training = False
-        torch.backends.mha.set_fastpath_enabled(False)
-        with (
-            torch.random.fork_rng(devices),
-            torch.no_grad(),
-            torch.compiler.set_stance("force_eager"),
-        ):
+        with torch.random.fork_rng(devices), torch.no_grad(), eager():
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
         for module, flag in training:
             module.training = flag
         with torch.no_grad():

@@ -84,6 +84,10 @@ def leaves(item: Any) -> Iterator[Tensor]:
 class Tracer(TorchDispatchMode):
     """Carries the ids through one forward pass and fills a `Recorder`."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # as in `Flow`: spares the import of torch's compiler
+
     def __init__(self, model: nn.Module, rules: dict[str, Rule]) -> None:
         super().__init__()
         self.rules = rules
