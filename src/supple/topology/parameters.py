@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 from torch import Tensor, nn
@@ -44,6 +45,14 @@ class Parameter:
                 if module == path:
                     return module, attribute
         return owned[0]
+
+    def flat(self, ids: IntArray) -> IntArray:
+        """The index of each element in the order of a contiguous copy."""
+        strides = [prod(self.tensor.shape[d + 1 :]) for d in range(self.tensor.dim())]
+        places = np.zeros_like(ids)
+        for coordinate, stride in zip(self.coordinates(ids), strides, strict=True):
+            places = places + coordinate * stride
+        return places
 
     def coordinates(self, ids: IntArray) -> list[IntArray]:
         """The index along each dimension of the parameter, for element ids of this parameter."""
@@ -135,7 +144,7 @@ class Parameters:
 
 
 def _check(name: str, tensor: Tensor) -> None:
-    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+    if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
         raise InputError(
             "a lazy module has no weights yet",
             found=type(tensor).__name__,

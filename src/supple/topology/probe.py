@@ -188,7 +188,11 @@ def _refuse_module(tracer: Tracer, module: nn.Module, why: str, inputs: Any, res
 def _undisturbed(model: nn.Module) -> Iterator[None]:
     """Eval mode, no gradients, eager, attention fast path off; then everything as it was."""
     training = [(m, m.training) for m in model.modules()]
-    renormed = [m.weight for m in model.modules() if getattr(m, "max_norm", None) is not None]
+    renormed: list[Tensor] = [
+        m.weight
+        for m in model.modules()
+        if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) and m.max_norm is not None
+    ]
     kept = [(t, t.detach().clone()) for t in itertools.chain(model.buffers(), renormed)]
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     try:

@@ -82,7 +82,7 @@ def _channel_axis(tr: Tracer, op: Operation) -> int | None:
     if not features or not any(tr.is_weights(t) for t in data):
         return None
     for tensor in features:
-        varying = [d for d, n in enumerate(squeeze_repeats(tr.ids(tensor)).shape) if n > 1]
+        varying = [d for d, n in enumerate(squeeze_repeats(tr.known(tensor)).shape) if n > 1]
         if len(varying) == 1:
             return varying[0]
     return features[0].dim() - 1 if features[0].dim() <= 3 else 1

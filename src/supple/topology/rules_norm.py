@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -75,7 +74,7 @@ def _record(tr: Tracer, op: Operation, places: IntArray, found: IntArray, paths:
         tensor = op[which]
         if not tr.is_weights(tensor):
             continue
-        elements = tr.shadows.read(tensor).reshape(-1)
+        elements = tr.known(tensor).reshape(-1)
         parameter = tr.parameters.only(elements)
         tr.touch(tensor, role)
         if parameter is None:
@@ -88,9 +87,7 @@ def _record(tr: Tracer, op: Operation, places: IntArray, found: IntArray, paths:
             continue
         item = tr.parameters.items[parameter]
         names[which] = item.name
-        strides = [prod(item.tensor.shape[d + 1 :]) for d in range(item.tensor.dim())]
-        coordinates = item.coordinates(elements.numpy())
-        index = sum(c * s for c, s in zip(coordinates, strides, strict=True))[places]
+        index = item.flat(elements.numpy())[places]
     running = tuple(n for n in (_buffer(tr, op["running_mean"]), _buffer(tr, op["running_var"])) if n)
     if running and names["weight"] is None:
         index = places

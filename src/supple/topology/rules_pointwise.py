@@ -190,7 +190,7 @@ def _weights_only(tr: Tracer, op: Operation, operands: list[Tensor]) -> None:
         return
     operands = [t for t in operands if tr.is_weights(t)]
     items = tr.parameters.items
-    held = [tr.parameters.of(tr.shadows.read(t)) for t in operands]
+    held = [tr.parameters.of(tr.known(t)) for t in operands]
     order = sorted(range(len(operands)), key=lambda i: -sum(items[j].tensor.numel() for j in held[i]))
     main = order[0]
     others = {j for i in order[1:] for j in held[i]} - set(held[main])
@@ -205,14 +205,14 @@ def _weights_only(tr: Tracer, op: Operation, operands: list[Tensor]) -> None:
             items[j].roles.add(f"opaque:{op.name}")
         tr.spread(op, torch.tensor(LOST))
         return
-    ids = tr.shadows.read(operands[main])
+    ids = tr.known(operands[main])
     computed = op.name not in COPIES or any(m.computed for t in operands if (m := tr.shadows.meta(t)))
     for out in op.written or op.outputs:
         tr.shadows.write(out, ids.expand(out.shape), None, computed)
 
 
 def _same(tr: Tracer, a: Tensor, b: Tensor) -> list[Tensor]:
-    return torch.broadcast_tensors(tr.shadows.read(a), tr.shadows.read(b))
+    return torch.broadcast_tensors(tr.known(a), tr.known(b))
 
 
 def _bare(
@@ -271,7 +271,7 @@ def _affine(tr: Tracer, name: str, elements: Tensor, feature: Tensor, shape: tor
     if index is None or not pairs.size:
         return
     parameter = tr.parameters.items[index]
-    places = sum(parameter.coordinates(pairs[1]))  # one dimension is longer than 1: the sum is its index
+    places = parameter.flat(pairs[1])  # one dimension is longer than 1: this is its index
     paths = tr.paths(feature)
     if not scale and _is_bias(tr, parameter, pairs[0], places, paths):
         parameter.roles.add("bias")

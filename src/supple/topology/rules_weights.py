@@ -29,7 +29,7 @@ class Matrix:
         """
         self.reason = ""
         meta = tr.shadows.meta(operand)
-        lines = [tr.shadows.read(operand[:, :1]), tr.shadows.read(operand[:1, :])]
+        lines = [tr.known(operand[:, :1]), tr.known(operand[:1, :])]
         index = tr.parameters.only(torch.cat([x.reshape(-1) for x in lines]))
         if index is None:
             self.reason = "its weight is assembled from several parameters"
@@ -37,7 +37,7 @@ class Matrix:
         self.index, self.parameter = index, tr.parameters.items[index]
         self.computed = bool(meta and meta.computed)
         if meta and meta.ids is not None:
-            whole = tr.shadows.read(operand)
+            whole = tr.known(operand)
             if tr.parameters.only(whole) != index or not tr.parameters.is_grid(whole, index):
                 self.reason = "its weight is a rearranged parameter"
                 return
@@ -183,7 +183,7 @@ def _consume(
 
 
 def _two_features(tr: Tracer, op: Operation, left: Tensor, right: Tensor) -> tuple[Tensor, Paths]:
-    a, b = squeeze_repeats(tr.ids(left)), squeeze_repeats(tr.ids(right))
+    a, b = squeeze_repeats(tr.known(left)), squeeze_repeats(tr.known(right))
     weak = [_no_channels(tr, x) for x in (a, b)]
     if all(weak) and not tr.sources(left, right):
         return torch.tensor(tr.table.input).reshape(1, 1), {}
@@ -218,7 +218,7 @@ def _fixed(tr: Tracer, left: Tensor, right: Tensor) -> tuple[Tensor | None, Path
     x = left.mT if flip else right
     if not tr.has_features(x):
         return None, {}
-    ids = squeeze_repeats(tr.ids(x))
+    ids = squeeze_repeats(tr.known(x))
     paths = tr.step(tr.paths(x), "fixed_mix")
     if ids.shape[-2] > 1:
         ids, paths = torch.tensor(tr.table.weak(Kind.STAT, tr.sources(x))).reshape(1, 1), {}
@@ -246,21 +246,21 @@ def _add_bias(
 def attach_bias(tr: Tracer, ids: Tensor, elements: Tensor) -> None:
     """Make a parameter the bias of the site that has just emitted ``ids``, entry by unit."""
     index = tr.parameters.only(elements)
-    units, elements = (squeeze_repeats(x).reshape(-1).numpy() for x in (ids, elements))
+    units, entries = (squeeze_repeats(x).reshape(-1).numpy() for x in (ids, elements))
     sites, which = tr.table.pair(units) if (units >= FIRST).all() else (NO_BLOCKS, NO_BLOCKS)
     if not len(sites) or tr.table.kind(units).any():
-        for i in tr.parameters.of(torch.from_numpy(elements)):
+        for i in tr.parameters.of(elements):
             tr.parameters.items[i].roles.add("opaque:bias of an unresolved weight")
         return
     site = tr.record.sites[int(sites[0])]
     if index is None:
         site.lock = site.lock or "its bias is assembled from several parameters"
-        for i in tr.parameters.of(torch.from_numpy(elements)):
+        for i in tr.parameters.of(elements):
             tr.parameters.items[i].roles.add("bias")
         return
     parameter = tr.parameters.items[index]
     parameter.roles.add("bias")
-    if len(which) == len(elements) and (sum(parameter.coordinates(elements)) == which).all():
+    if np.array_equal(parameter.flat(entries), which):
         site.bias = parameter.name
     else:
         site.lock = site.lock or "its bias is not in the order of its units"
@@ -268,7 +268,7 @@ def attach_bias(tr: Tracer, ids: Tensor, elements: Tensor) -> None:
 
 def _weight_rank(tr: Tracer, tensor: Tensor) -> int:
     """How sure a parameter is a weight: 2 of the layer under way, 1 of a layer, 0 a bare one."""
-    for index in tr.parameters.of(tr.shadows.read(tensor[(slice(0, 1),) * tensor.dim()])):
+    for index in tr.parameters.of(tr.known(tensor[(slice(0, 1),) * tensor.dim()])):
         module, attribute = tr.parameters.items[index].owner(tuple(tr.stack))
         if attribute.endswith("weight") and is_weight_layer(tr.modules[module]):
             return 2 if module == tr.place else 1
@@ -324,7 +324,7 @@ def _fixed_convolution(tr: Tracer, op: Operation, x: Tensor, weight: Tensor, gro
     if not tr.has_features(x):
         tr.spread(op, torch.tensor(LOST) if _lost(tr, op) else None)
         return
-    ids = squeeze_repeats(tr.ids(x))
+    ids = squeeze_repeats(tr.known(x))
     wide = ids.shape[1] > 1 or x.shape[1] == 1
     if wide and groups == x.shape[1] == weight.shape[0] and all(n == 1 for n in ids.shape[2:]):
         tr.spread(op, ids, tr.step(tr.paths(x), "fixed_conv"))
@@ -344,7 +344,7 @@ def embed(tr: Tracer, op: Operation) -> None:
     if not tr.is_weights(table):
         ids = tr.ids(table)
         if ids is None:
-            tr.spread(op, tr.ids(indices).max() if tr.has_features(indices) else None)
+            tr.spread(op, tr.known(indices).max() if tr.has_features(indices) else None)
         else:
             tr.shadows.write(out, ids[indices.cpu()], tr.paths(table))
         return
@@ -368,7 +368,7 @@ def opaque(tr: Tracer, op: Operation, reason: str = "") -> None:
     weights = [t for t in op.tensors if tr.is_weights(t)]
     for tensor in weights:
         tr.touch(tensor, f"opaque:{op.name}" + (f" ({reason})" if reason else ""))
-        for index in tr.parameters.of(tr.shadows.read(tensor)):
+        for index in tr.parameters.of(tr.known(tensor)):
             parameter = tr.parameters.items[index]
             owner, attribute = parameter.owner(tuple(tr.stack))
             named = owner if attribute == "weight" and owner else parameter.name

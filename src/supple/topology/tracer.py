@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from supple.errors import TopologyError
 from supple.topology.ids import LOST, Kind, Sources, Table
 from supple.topology.parameters import Parameters
 from supple.topology.record import Recorder
@@ -16,15 +17,16 @@ from supple.topology.shadow import Path, Paths, Shadows, merge_paths
 
 Arguments = dict[str, Any]
 Rule = Callable[["Tracer", "Operation"], None]
+R = TypeVar("R", bound=Rule)
 
 #: the rule of each operator, by name without overload and without the trailing underscore
 RULES: dict[str, Rule] = {}
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
+def rule(*names: str) -> Callable[[R], R]:
     """Register a function as the rule of some operators."""
 
-    def add(function: Rule) -> Rule:
+    def add(function: R) -> R:
         for name in names:
             RULES[name] = function
         return function
@@ -141,6 +143,13 @@ class Tracer(TorchDispatchMode):
         """Ids in the tensor's shape, None where constant or not a tensor."""
         return self.shadows.read(tensor) if isinstance(tensor, Tensor) else None
 
+    def known(self, tensor: Tensor) -> Tensor:
+        """Ids of a tensor that `is_weights` or `has_features` has found to have them."""
+        ids = self.shadows.read(tensor)
+        if ids is None:
+            raise TopologyError("a constant has no origin", found=tuple(tensor.shape), where=self.place)
+        return ids
+
     def paths(self, *tensors: Any) -> Paths:
         metas = [self.shadows.meta(t) for t in tensors if isinstance(t, Tensor)]
         return merge_paths(*(m.paths for m in metas if m))
@@ -171,7 +180,7 @@ class Tracer(TorchDispatchMode):
     def touch(self, tensor: Any, role: str) -> None:
         """Note what the parameters in a tensor were used for."""
         if self.is_weights(tensor):
-            for index in self.parameters.of(self.shadows.read(tensor)):
+            for index in self.parameters.of(self.known(tensor)):
                 self.parameters.items[index].roles.add(role)
 
     def drop(self, operation: Operation, tensor: Any, reason: str) -> None:
