@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -71,8 +71,8 @@ def _write(target: Tensor, where: Slice, values: Tensor | float) -> None:
     target[where.at] = values
 
 
-def _restore(target: Tensor, where: Slice, values: Tensor) -> None:
-    target[where.at] = values
+def _restore(target: Tensor, at: tuple[Any, ...], values: Tensor) -> None:
+    target[at] = values
 
 
 @dataclass
@@ -100,12 +100,12 @@ class ResetPlan:
         with ExitStack() as undo:
             for write in self.writes:
                 now = write.target[write.where.at]
-                undo.callback(_restore, write.target, write.where, now)
+                undo.callback(_restore, write.target, write.where.at, now)
                 _write(write.target, write.where, now + write.values if write.add else write.values)
                 if write.optimizer is not None:
                     self._clear(write, write.optimizer, undo)
             for write in self.writes:
-                if write.optimizer is not None and rule_for(write.optimizer).bias_corrected:
+                if write.optimizer is not None and rule_for(write.optimizer).ageing is not None:
                     compensation_of(write.optimizer).mark(write.optimizer, write.target, write.where)
             undo.pop_all()
         self.applied = True
@@ -114,8 +114,8 @@ class ResetPlan:
     @staticmethod
     def _clear(write: _Write, optimizer: Optimizer, undo: ExitStack) -> None:
         rule = rule_for(optimizer)
-        for slot in rule.tensors(optimizer, write.target):
-            undo.callback(_restore, slot, write.where, slot[write.where.at])
+        for slot, at in rule.slices(optimizer, write.target, write.where.at):
+            undo.callback(_restore, slot, at, slot[at])
         rule.clear_(optimizer, write.target, write.where.at)
 
 
