@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from supple.errors import InputError, SuppleError, TopologyError
+from supple.observe.baselines import TWIN, Baseline
 from supple.observe.batch import Batch, as_classes, check_batch, main_output, run_loss
 from supple.observe.copies import unwrap
 from supple.observe.guard import guard
 from supple.observe.instruments import Instrument, select
-from supple.observe.reference import Reference, resolve
+from supple.observe.reference import resolve
 from supple.observe.views import LayerView, layers_by_type
 from supple.records import Record, Records
 from supple.status import Status
@@ -55,7 +56,7 @@ class Probe:
     loss_fn: LossFn
     forward: Forward | None
     optimizers: list[Optimizer]
-    reference: Reference | None
+    baselines: Sequence[Baseline]
     seed: int
     step: int = -1
     task: str = ""
@@ -103,15 +104,18 @@ class Probe:
     def record(
         self, name: str, value: Tensor | float, view: LayerView | None = None, **fields: Any
     ) -> Record:
-        """A measured row; a value that is not finite becomes an INVALID one."""
+        """A measured row, of a layer's view, of another path (``layer=``) or pooled.
+
+        A value that is not finite becomes an INVALID row.
+        """
         number = float(value)
         fields.setdefault("samples", self.samples)
         fields.setdefault("part", view.part if view else "")
+        fields.setdefault("layer", view.name if view else "*")
         if number != number or number in (float("inf"), float("-inf")):
             fields.setdefault("status", str(Status.INVALID))
             fields["note"] = fields.get("note") or "the value is not finite"
-        where = view.name if view else "*"
-        return Record(name, number, layer=where, step=self.step, task=self.task, **fields)
+        return Record(name, number, step=self.step, task=self.task, **fields)
 
     def unmeasured(self, name: str, reason: str, view: LayerView | None = None, **fields: Any) -> Record:
         """A row that says why there is no value."""
@@ -136,6 +140,7 @@ def observe(
     forward: Forward | None = None,
     seed: int = 0,
     reference: Any = None,
+    baselines: Sequence[Baseline] = (),
     step: int = -1,
     task: str = "",
 ) -> Observation:
@@ -159,6 +164,7 @@ def observe(
         seed: keys what is drawn at random.
         step, task: written into every row.
         reference: a healthy network (see `supple.observe.reference.resolve`): adds weight growth against it.
+        baselines: further networks whose weight norms growth is told against.
 
     Raises:
         InputError: a batch that is not a pair or is empty, a model that fails on it, a loss that is not a
@@ -176,9 +182,9 @@ def observe(
     )
     checked = check_batch(batch)
     chosen = select(instruments)
-    probe = Probe(
-        model, checked, loss_fn, forward, optimizers, resolve(reference, model, seed), seed, step, task
-    )
+    healthy = resolve(reference, model, seed)
+    against = [*baselines, *([Baseline.of(TWIN, healthy)] if healthy is not None else [])]
+    probe = Probe(model, checked, loss_fn, forward, optimizers, against, seed, step, task)
     gradients = any("gradients" in i.needs for i in chosen)
     with guard(model, optimizers, evaluate=True), eager():
         run_pass(probe, gradients)

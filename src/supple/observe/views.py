@@ -159,3 +159,15 @@ def _is_output(calls: list[Tap], output: Tensor | None) -> bool:
         return False
     last = calls[-1].tensor
     return last.shape == output.shape and torch.equal(last.to(output.dtype), output.detach())
+
+
+def square_sum(value: Tensor) -> Tensor:
+    """Sum of squares in float64, row by row: one long float32 sum loses digits."""
+    value = value.to_dense() if value.layout is not torch.strided else value
+    rows = value.detach().reshape(value.shape[0], -1) if value.ndim > 1 else value.detach().reshape(1, -1)
+    return (
+        torch.linalg.vector_norm(rows.float() if rows.dtype.itemsize < 4 else rows, dim=1)
+        .double()
+        .square()
+        .sum()
+    )
