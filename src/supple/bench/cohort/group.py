@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from supple.bench import methods
-from supple.bench.cohort.stack import Stack
+from supple.bench.cohort.chain import StackedCChain
+from supple.bench.cohort.stack import Stack, cross_entropy
 from supple.bench.spec import RunSpec
+from supple.interventions import L2, CChain, L2Init
 from supple.streams import Task
 
 #: steps whose data are gathered, and whose outputs are counted, at once
@@ -36,6 +38,9 @@ class Group:
             ]
         )
         self.pulled = bool((self.pull != 0).any())
+        self.chain: StackedCChain | None = None
+        if methods.get(specs[0].method).intervention == "CChain":
+            self.chain = StackedCChain([intervention_of(s) for s in specs])
 
     def _begin(self, task: int) -> None:
         self.stack = Stack([methods.get(s.method).build(self.protocol, s.seed, task) for s in self.specs])
@@ -45,6 +50,8 @@ class Group:
         """Cross the boundary into ``task``."""
         if task and self.fresh:
             self._begin(task)
+        if task and self.chain is not None:
+            self.chain.task()
 
     @torch.no_grad()
     def learn(self, tasks: dict[int, Task]) -> list[tuple[int, int, float]]:
@@ -59,8 +66,8 @@ class Group:
         for batch in zip(*walks, strict=True):
             x = torch.stack([b[0] for b in batch])[slot_seed]
             y = torch.stack([b[1] for b in batch])[slot_seed]
-            logits = self.stack.forward(x)
-            losses += self.stack.backward(logits, y)
+            logits, loss = self._gradient(x, y)
+            losses += loss
             self._pull()
             self.optimizer.step()
             kept.append((logits, y))
@@ -68,6 +75,15 @@ class Group:
                 _count(kept, hits, nonfinite)
         _count(kept, hits, nonfinite)
         return list(zip(hits.tolist(), nonfinite.tolist(), losses.tolist(), strict=True))
+
+    def _gradient(self, x_SBD: Tensor, y_SB: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and losses of the batch; the gradient goes into ``flat.grad``."""
+        chain = self.chain
+        outputs = self.stack.forward(x_SBD if chain is None else chain.extend(x_SBD))
+        logits = outputs[:, : x_SBD.shape[1]]
+        loss, delta = cross_entropy(logits, y_SB)
+        self.stack.backward(delta if chain is None else chain.join(delta, outputs))
+        return logits, loss
 
     def _pull(self) -> None:
         if self.pulled:
@@ -103,7 +119,12 @@ class Group:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that later steps depend on."""
-        return {"flat": self.stack.flat, "anchor": self.anchor, "optimizer": self.optimizer.state_dict()}
+        return {
+            "flat": self.stack.flat,
+            "anchor": self.anchor,
+            "optimizer": self.optimizer.state_dict(),
+            "chain": None if self.chain is None else self.chain.state_dict(),
+        }
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -111,12 +132,27 @@ class Group:
         self.stack.flat.copy_(state["flat"])
         self.anchor = state["anchor"]
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.chain is not None:
+            self.chain.load_state_dict(state["chain"])
+
+
+def intervention_of(spec: RunSpec) -> Any:
+    """The intervention of a run, None for plain training."""
+    method = methods.get(spec.method)
+    return method.create(method.settings_in(spec.protocol, spec.settings), spec.seed)
 
 
 def pull_of(spec: RunSpec) -> float:
     """Coefficient of the squared distance, 0 without one."""
-    method = methods.get(spec.method)
-    return float(method.settings_in(spec.protocol, spec.settings)["coef"]) if method.intervention else 0.0
+    rule = intervention_of(spec)
+    return float(rule.coef) if isinstance(rule, L2 | L2Init) else 0.0
+
+
+def rhythm(spec: RunSpec) -> tuple[Any, ...]:
+    """What the runs of one group have in common: the shape of the network and what happens at a step."""
+    method, rule = methods.get(spec.method), intervention_of(spec)
+    chain = (rule.memory, rule.restart) if isinstance(rule, CChain) else ()
+    return (method.hidden, method.fresh, *chain)
 
 
 def _count(kept: list[tuple[Tensor, Tensor]], hits: Tensor, nonfinite: Tensor) -> None:
