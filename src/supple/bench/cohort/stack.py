@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from supple.errors import InputError
 
@@ -99,13 +98,9 @@ class Stack:
         return [v[slot].clone() for v in self._views(flat_SP).values()]
 
 
-def cross_entropy(logits_SBC: Tensor, targets_SB: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy of each slot (S,), and its gradient by the logits (S, B, C)."""
-    log_p = F.log_softmax(logits_SBC, dim=-1)
-    index = targets_SB.unsqueeze(-1)
-    losses = -log_p.gather(-1, index).squeeze(-1).mean(-1)
-    delta = log_p.exp_().scatter_add_(-1, index, torch.full_like(index, -1, dtype=log_p.dtype))
-    return losses, delta.div_(logits_SBC.shape[1])
+def cross_entropy_gradient(logits_SBC: Tensor, onehot_SBC: Tensor) -> Tensor:
+    """Gradient of each slot's mean cross-entropy by its logits: (softmax - one-hot) / B."""
+    return logits_SBC.softmax(-1).sub_(onehot_SBC).div_(logits_SBC.shape[1])
 
 
 def check_chain(model: nn.Module) -> None:
