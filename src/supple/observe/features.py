@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+import torch
 from torch import Tensor
 
 from supple import functional as F
 from supple.observe.instruments import instrument
 from supple.observe.probe import Probe
 from supple.observe.spectrum import RANKS, ranks
-from supple.observe.units import EMBEDDING, OUTPUT_LAYER
+from supple.observe.units import excluded
 from supple.observe.views import LayerView
 from supple.records import Record
 
@@ -48,7 +49,7 @@ def features(probe: Probe) -> Iterable[Record]:
 
 
 def _layer_rows(probe: Probe, view: LayerView) -> Iterator[Record]:
-    reason = _unseen(view)
+    reason = excluded(view) or (view.reason if view.post is None else "")
     if reason:
         yield from (probe.unmeasured("feature_effective_rank", reason, view, variant=f) for f in FORMS)
         return
@@ -61,7 +62,7 @@ def _layer_rows(probe: Probe, view: LayerView) -> Iterator[Record]:
             yield probe.unmeasured("feature_effective_rank", few, view, variant=form)
             if form == "raw" or min(samples - 1, units) < NULL_SIDE:
                 continue
-        s = F.singular_values(_centred(x) if form == "centred" else x)
+        s = F.singular_values(_matrix(x, form, view.post.dtype))
         if samples >= 2 * units:
             for name, variant, value in ranks(s):
                 full = ",".join(part for part in (form, variant) if part)
@@ -82,21 +83,13 @@ def _corrected(probe: Probe, view: LayerView, s: Tensor, note: str) -> Record:
     return probe.record("feature_effective_rank", value, view, variant=NULL, note=note)
 
 
-def _centred(x: Tensor) -> Tensor:
-    """Minus the mean over samples, subtracted in float64: where it dominates, float32 leaves few digits."""
-    return (x.double() - x.double().mean(0)).to(x.dtype)
-
-
 def _features(post: Tensor) -> tuple[Tensor, str]:
-    """(N, U, P) -> (N, U) and what was done with the positions."""
+    """(N, U, P) -> (N, U) in float64 and what was done with the positions."""
     if post.shape[2] == 1:
-        return post[:, :, 0], "one position"
-    return post.mean(-1), f"mean over {post.shape[2]} positions"
+        return post[:, :, 0].double(), "one position"
+    return post.mean(-1, dtype=torch.float64), f"mean over {post.shape[2]} positions"
 
 
-def _unseen(view: LayerView) -> str:
-    if view.layer.output:
-        return OUTPUT_LAYER
-    if view.layer.kind == "embedding":
-        return EMBEDDING
-    return view.reason if view.post is None else ""
+def _matrix(x: Tensor, form: str, dtype: torch.dtype) -> Tensor:
+    """Raw or minus the mean over samples, subtracted in float64: where it dominates, float32 leaves few digits."""
+    return (x - x.mean(0) if form == "centred" else x).to(dtype)

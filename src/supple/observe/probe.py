@@ -17,8 +17,9 @@ from supple.observe.batch import Batch, as_classes, check_batch, main_output, ru
 from supple.observe.copies import unwrap
 from supple.observe.guard import guard
 from supple.observe.instruments import Instrument, select
+from supple.observe.recurrent import recurrent_views
 from supple.observe.reference import resolve
-from supple.observe.views import LayerView, layers_by_type
+from supple.observe.views import NOT_TRACED, LayerView, layers_by_type
 from supple.records import Record, Records
 from supple.status import Status
 from supple.topology.graph import Topology
@@ -40,9 +41,11 @@ class Observation:
     outputs: Any
 
     def value(self, instrument: str, layer: str = "*", variant: str = "") -> float:
-        """The measured value of one row; NaN where there is none."""
+        """The measured value of one row; NaN where there is none. Groups of a convolution are left out."""
+        known = self.topology.layers.get(layer)
+        part = layer.partition("#")[2] if known is None else known.part
         row = self.records.last(
-            instrument=instrument, layer=layer, variant=variant, part="", status="measured"
+            instrument=instrument, layer=layer, variant=variant, part=part, status="measured"
         )
         return float("nan") if row is None else row.value
 
@@ -87,10 +90,16 @@ class Probe:
             for x in found
         ]
 
+    @cached_property
+    def matrices(self) -> list[LayerView]:
+        """The layers, and the weights of recurrent modules, of which the topology tells no units."""
+        known = {v.layer.weight for v in self.layers}
+        return [*self.layers, *recurrent_views(self.model, self.parameters, known)]
+
     @property
     def hidden(self) -> list[LayerView]:
-        """Layers whose units are scored: no outputs, no embeddings."""
-        return [v for v in self.layers if not v.layer.output and v.layer.kind != "embedding"]
+        """Layers whose units are scored: no outputs, no tables."""
+        return [v for v in self.layers if not v.layer.output and not v.table]
 
     @cached_property
     def output(self) -> Tensor | None:
@@ -271,18 +280,21 @@ def _measure(item: Instrument, probe: Probe) -> Iterator[Record]:
         yield from (probe.unmeasured(n, reason) for n in item.records)
     else:
         try:
-            gap = _gap(probe) if item.needs & {"units", "weights", "gradients"} else ""
+            gap = _gap(probe, item) if item.needs & {"units", "weights", "gradients"} else ""
             yield from [_with_note(row, gap) for row in item.measure(probe)]
         except SuppleError as error:
             yield from (probe.unmeasured(n, str(error)) for n in item.records)
 
 
-def _gap(probe: Probe) -> str:
+def _gap(probe: Probe, item: Instrument) -> str:
     """What pooled rows over layers leave out."""
     assert probe.topology is not None
-    if probe.topology.refusals and not probe.topology.edges:
-        return probe.topology.refusals[0].reason
-    missed = [c.name for c in probe.topology.coverage.missed]
+    weights = item.needs == {"weights"}
+    first = next((r.reason for r in probe.topology.refusals), "")
+    if first and not probe.topology.edges and (first.startswith(NOT_TRACED) or not weights):
+        return first
+    read = {v.layer.module for v in probe.matrices} if weights else set()
+    missed = [c.name for c in probe.topology.coverage.missed if c.name not in read]
     return f"not seen: {', '.join(missed[:3])}{' and others' if len(missed) > 3 else ''}" if missed else ""
 
 

@@ -73,8 +73,9 @@ def _scores(probe: Probe, scale: str, minimum: int) -> Tensor | str:
     grad = probe.grads.get(scale)
     if grad is None:
         return NO_GRADIENT
-    seen = min((t.tensor.numel() // t.tensor.shape[t.unit_dim] for c in probe.taps.pre.values() for t in c),
-               default=probe.samples)  # fmt: skip
+    # a norm sees no fewer responses than the layer that has the fewest
+    calls = [t for v in probe.layers if not v.table for t in probe.taps.pre.get(v.layer.module, [])]
+    seen = min((t.tensor.numel() // t.tensor.shape[t.unit_dim] for t in calls), default=probe.samples)
     if seen < minimum:
         return f"needs at least {minimum} responses (samples x positions), saw {seen}"
     return inactive_scores(probe, grad.flatten(), "weight", 0)

@@ -41,11 +41,11 @@ def spectrum(probe: Probe) -> Iterable[Record]:
     rounding of a 16-bit storage format alone could have made (``floor``: that value itself).
     """
     pooled: dict[tuple[str, str], list[float]] = {}
-    tied = tied_to(probe.layers)
-    for view in probe.layers:
+    tied = tied_to(probe.matrices)
+    for view in probe.matrices:
         for row in _layer_rows(probe, view, tied.get(view.name, "")):
             yield row
-            hidden = not view.layer.output and view.layer.kind != "embedding"
+            hidden = not view.layer.output and not view.table
             if hidden and row.part == view.part and row.status == "measured" and row.variant != "floor":
                 pooled.setdefault((row.instrument, row.variant), []).append(row.value)
     for name, variant in pooled or {(n, ""): [] for n in SPECTRAL}:
@@ -64,7 +64,7 @@ def _layer_rows(probe: Probe, view: LayerView, tied: str) -> Iterator[Record]:
         return
     matrix = view.matrix
     assert matrix is not None
-    note = EMBEDDING_TABLE if view.layer.kind == "embedding" else ""
+    note = EMBEDDING_TABLE if view.table else ""
     if min(matrix.shape[-2:]) > EXACT_SIDE:
         yield from _estimated(probe, view, matrix, note)
         return

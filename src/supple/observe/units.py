@@ -16,6 +16,7 @@ from supple.records import Record
 
 OUTPUT_LAYER = "an output layer: its units are never scored"
 EMBEDDING = "an embedding has one row per token, not per unit"
+BARE = "a bare parameter that is added has no incoming weights"
 MINIMUM_RESPONSES = 16  # samples x positions below which a share of units says nothing
 CLONE_COSINE = 0.95
 _CLONE_ROWS, _CLONE_UNITS = 4096, 4096  # responses and units beyond which the cosine matrix is not built
@@ -44,10 +45,10 @@ def fractions(
     flags: list[Tensor] = []
     skipped: list[str] = []
     for view in probe.layers:
-        judged = _excluded(view) or judge(view)
+        judged = excluded(view) or judge(view)
         if isinstance(judged, str):
             yield probe.unmeasured(name, judged, view, variant=variant)
-            if not _excluded(view):
+            if not excluded(view):
                 skipped.append(f"{view.name}: {judged}")
             continue
         link = f"{array}/{view.name}" if array and f"{array}/{view.name}" in probe.arrays else ""
@@ -63,10 +64,13 @@ def fractions(
     yield probe.record(name, torch.cat([f.double().cpu() for f in flags]).mean(), variant=variant, note=note)
 
 
-def _excluded(view: LayerView) -> str:
+def excluded(view: LayerView) -> str:
+    """Why the units of a layer are never scored; empty where they are."""
     if view.layer.output:
         return OUTPUT_LAYER
-    return EMBEDDING if view.layer.kind == "embedding" else ""
+    if not view.table:
+        return ""
+    return EMBEDDING if view.layer.kind == "embedding" else BARE
 
 
 def _responses(view: LayerView) -> Judged:

@@ -13,6 +13,8 @@ from supple import functional as F
 from supple.topology.graph import Coverage, Layer, LayerCoverage, Refusal, Topology
 from supple.topology.taps import Tap, Taps, layer_modules, plain_name, weight_shape
 
+NOT_TRACED = "not traced:"
+
 
 @dataclass(frozen=True)
 class LayerView:
@@ -35,6 +37,11 @@ class LayerView:
     @property
     def part(self) -> str:
         return self.layer.part
+
+    @property
+    def table(self) -> bool:
+        """Rows that are looked up or added, and multiply nothing: embeddings, class tokens, positions."""
+        return self.layer.kind == "embedding" or (self.layer.kind == "parameter" and not self.layer.fan_in)
 
     @cached_property
     def post(self) -> Tensor | None:
@@ -143,7 +150,7 @@ def layers_by_type(model: nn.Module, taps: Taps, output: Tensor | None, why: str
         LayerCoverage(n, type(m).__name__, sum(p.numel() for p in m.parameters(recurse=False)), n in taps.pre)
         for n, m in layer_modules(model).items()
     ]
-    return Topology(layers, (), (Refusal("", f"not traced: {why}"),), Coverage(tuple(rows)))
+    return Topology(layers, (), (Refusal("", f"{NOT_TRACED} {why}"),), Coverage(tuple(rows)))
 
 
 def _kind(module: nn.Module, shape: tuple[int, ...]) -> str:

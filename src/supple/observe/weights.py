@@ -26,7 +26,7 @@ def tied_to(layers: Sequence[LayerView]) -> dict[str, str]:
     """
     owners: dict[tuple[object, ...], str] = {}
     found: dict[str, str] = {}
-    for view in sorted(layers, key=lambda v: v.layer.kind == "embedding"):
+    for view in sorted(layers, key=lambda v: v.table):
         weight = view.parameters.get(view.layer.weight)
         if weight is None:
             continue
@@ -47,8 +47,8 @@ def weight_norm(probe: Probe) -> Iterable[Record]:
     """
     squares: dict[str, float] = {}
     sizes: dict[str, int] = {}
-    tied = tied_to(probe.layers)
-    for view in probe.layers:
+    tied = tied_to(probe.matrices)
+    for view in probe.matrices:
         reason = tied.get(view.name) or (UNREADABLE if view.weight is None else "")
         if reason:
             yield probe.unmeasured("weight_norm", reason, view)
@@ -56,11 +56,11 @@ def weight_norm(probe: Probe) -> Iterable[Record]:
         assert view.weight is not None
         square, size = float(square_sum(view.weight)), view.weight.numel()
         squares[view.name], sizes[view.name] = square, size
-        note = EMBEDDING_TABLE if view.layer.kind == "embedding" else ""
+        note = EMBEDDING_TABLE if view.table else ""
         yield probe.record("weight_norm", square**0.5, view, note=note)
         yield probe.record("weight_rms", (square / size) ** 0.5 if size else float("nan"), view, note=note)
-    matrices = [v.name for v in probe.layers if v.name in squares and v.layer.kind != "embedding"]
-    tables = [v.name for v in probe.layers if v.name in squares and v.layer.kind == "embedding"]
+    matrices = [v.name for v in probe.matrices if v.name in squares and not v.table]
+    tables = [v.name for v in probe.matrices if v.name in squares and v.table]
     yield from _pooled(probe, squares, sizes, matrices, "")
     if tables:
         yield from _pooled(probe, squares, sizes, tables, "embedding")
@@ -84,8 +84,8 @@ def _growth(probe: Probe, squares: dict[str, float], matrices: list[str]) -> Ite
     """Norm over norm, per layer and pooled over the layers that both networks have."""
     for baseline in probe.baselines:
         variant = f"growth,{baseline.name}"
-        before = baseline.squares(probe.layers)
-        for view in probe.layers:
+        before = baseline.squares(probe.matrices)
+        for view in probe.matrices:
             if view.name in squares:
                 old = before.get(view.name, 0.0)
                 if old > 0:
