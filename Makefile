@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1	\2/' | expand -t 18
 
-demo: $(DEMO_ENV)/ready ## watch a network lose its ability to learn, be diagnosed and be repaired (about 3 minutes)
+demo: $(DEMO_ENV)/ready ## watch a network lose its ability to learn, be diagnosed and be repaired (about 4 minutes)
 	$(DEMO_ENV)/bin/supple demo $(DEMO)
 
 test: $(TEST_ENV)/ready ## run the whole test suite (TEST="-k name" narrows it)
@@ -40,8 +40,9 @@ docs: $(TEST_ENV)/ready ## regenerate the generated pages of docs/
 bench: $(TEST_ENV)/ready ## measure the promised costs (benchmarks/, prints ratios)
 	for script in benchmarks/*.py; do echo "== $$script"; $(TEST_ENV)/bin/python $$script || exit 1; done
 
-results: $(TEST_ENV)/ready ## recompute the committed results of the small presets (hours)
-	$(TEST_ENV)/bin/supple bench list
+results: $(TEST_ENV)/ready ## recompute the committed results (results/make.py says which) and their pages
+	$(TEST_ENV)/bin/python results/make.py
+	$(TEST_ENV)/bin/python docs/generate.py
 
 wheel: $(TEST_ENV)/ready ## build the wheel into dist/
 	$(TEST_ENV)/bin/python -m build --wheel

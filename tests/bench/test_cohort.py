@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,17 +11,20 @@ import torch
 from torch.nn import functional as F
 
 from supple.bench import methods, run
-from supple.bench.cohort import Stack, run_cohort
+from supple.bench.cohort import Stack, rhythm, run_cohort, supports
+from supple.bench.cohort.chain import StackedCChain
 from supple.bench.cohort.group import Group
+from supple.bench.cohort.stack import cross_entropy_gradient
 from supple.bench.learner import Learner
 from supple.bench.networks import keyed
 from supple.errors import InputError
+from supple.interventions import CChain
 from supple.models import MLP
 from supple.store import load
 
 from .tiny import interrupt, tiny, tiny_labels, weigh
 
-METHODS = ["plain", "fresh", "linear"]
+METHODS = ["plain", "fresh", "linear", "cchain"]
 
 
 @pytest.mark.parametrize("hidden", [(), (5,), (7, 6)])
@@ -30,11 +34,9 @@ def test_backward_equals_autograd(hidden: tuple[int, ...]) -> None:
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(3, 9, 4, generator=draw, dtype=torch.float64)
     y = torch.randint(3, (3, 9), generator=draw)
-    losses = stack.backward(stack.forward(x), y)
+    stack.backward(cross_entropy_gradient(stack.forward(x), F.one_hot(y, 3)))
     for i, net in enumerate(nets):
-        loss = F.cross_entropy(net(x[i]), y[i])
-        loss.backward()
-        assert losses[i].item() == pytest.approx(loss.item(), abs=1e-12)
+        F.cross_entropy(net(x[i]), y[i]).backward()
         for name, parameter in net.named_parameters():
             assert torch.allclose(stack.gradients[name][i], parameter.grad, atol=1e-12), name
 
@@ -53,6 +55,54 @@ def test_slots_equal_the_loop(tmp_path: Path, make) -> None:
         worn = theirs.state()["learner"]["model"]
         for name, tensor in ours.state()["learner"]["model"].items():
             assert torch.allclose(tensor, worn[name], atol=2e-2), name
+
+
+@pytest.mark.parametrize("restart", [True, False])
+def test_stacked_c_chain_equals_the_intervention(restart: bool) -> None:
+    """40 steps of SGD in float64 with a boundary in the middle, two slots with coefficients of their own."""
+    rules = [CChain(coef=c, seed=s, memory=4, restart=restart) for s, c in enumerate((5.0, 20.0))]
+    nets = [keyed(lambda: MLP((4, 6, 3)).double(), s, "net") for s in range(2)]
+    stack, chain = Stack(nets), StackedCChain(rules)
+    chain.coef_S11 = chain.coef_S11.double()
+    optimizers = [torch.optim.SGD(n.parameters(), lr=0.3) for n in nets]
+    handles = [r.attach(n, o) for r, n, o in zip(rules, nets, optimizers, strict=True)]
+    draw = torch.Generator().manual_seed(0)
+    for step in range(40):
+        x = torch.randn(2, 5, 4, generator=draw, dtype=torch.float64)
+        y = torch.randint(3, (2, 5), generator=draw)
+        if step == 20:
+            chain.task()
+            for handle in handles:
+                handle.task()
+        outputs = stack.forward(chain.extend(x))
+        stack.backward(chain.join(cross_entropy_gradient(outputs[:, :5], F.one_hot(y, 3)), outputs))
+        stack.flat.sub_(stack.flat.grad, alpha=0.3)
+        for i, (net, optimizer) in enumerate(zip(nets, optimizers, strict=True)):
+            optimizer.zero_grad()
+            F.cross_entropy(net(x[i]), y[i]).backward()
+            optimizer.step()
+            for name, parameter in net.named_parameters():
+                assert torch.allclose(stack.parameters[name][i], parameter, atol=1e-10), (step, name)
+
+
+def test_what_differs_in_rhythm_is_not_stacked_together() -> None:
+    kinds = {rhythm(tiny(method=m)) for m in ("plain", "l2", "l2init", "fresh", "linear", "cchain")}
+    assert len(kinds) == 4  # the pulls share a stack with plain training
+    assert supports(tiny(method="cchain")) is None
+    for settings in ({"target": 1e-3}, {"kind": "mse"}, {"fraction": 0.5}):
+        assert "stacked with a fixed coefficient" in supports(tiny(method="cchain", settings=settings))
+    assert "no stacked form" in supports(tiny(method="crelu"))
+
+
+def test_a_kill_between_two_exports_loses_nothing(tmp_path: Path) -> None:
+    specs = [tiny(seed=s, tasks=2) for s in (0, 1)]
+    folders = run_cohort(specs, tmp_path, measure=weigh)
+    before = (folders[1] / "records.jsonl").read_bytes()
+    shutil.rmtree(folders[1])
+    told: list[float] = []
+    run_cohort(specs, tmp_path, measure=weigh, progress=told.append)
+    assert told == []  # nothing was computed again
+    assert (folders[1] / "records.jsonl").read_bytes() == before
 
 
 def test_pulls_equal_the_penalties_in_the_loss() -> None:

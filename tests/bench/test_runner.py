@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from supple.bench import Progress, collect, grid, run, run_list
+from supple.bench import Progress, collect, grid, run, run_list, with_engine
 from supple.bench.protocols import DigitsPermuted
 from supple.errors import InputError, StoreError
 from supple.store import load
@@ -105,6 +105,33 @@ def test_collect_summarises_and_names_what_it_leaves_out(tmp_path: Path) -> None
     assert "checksum" in collect(tmp_path).left_out["digits-permuted/plain/seed-1"]
     with pytest.raises(StoreError, match="no runs here"):
         collect(tmp_path / "nothing")
+
+
+def test_the_cohort_in_workers_gives_what_it_gives_here_and_keeps_methods_on_one_engine(
+    tmp_path: Path,
+) -> None:
+    names = ("plain", "shrink_perturb", "fresh")
+    specs = with_engine([tiny(tasks=2, method=m, seed=s) for m in names for s in (0, 1)], "auto")
+    assert [s.engine for s in specs] == ["cohort"] * 2 + ["loop"] * 2 + ["cohort"] * 2
+    outcome = run_list(specs, tmp_path / "pool", workers=2, measure=weigh)
+    here = run_list(specs, tmp_path / "here", workers=0, measure=weigh)
+    for a, b in zip(outcome.folders, here.folders, strict=True):
+        assert (a / "records.jsonl").read_bytes() == (b / "records.jsonl").read_bytes()
+    more = with_engine([tiny(tasks=2, method="plain", seed=s) for s in (0, 1, 2)], "auto")
+    assert run_list(more, tmp_path / "here", workers=0, measure=weigh).skipped == 2
+    with pytest.raises(StoreError, match="another configuration"):
+        run_list([tiny(tasks=2)], tmp_path / "here", workers=0)
+
+
+def test_a_killed_cohort_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUPPLE_TEST_MARK", str(tmp_path / "mark"))
+    specs = with_engine([tiny(tasks=5, seed=s, measure_every=1) for s in (0, 1)], "cohort")
+    outcome = run_list(specs, tmp_path / "a", workers=1, measure=die_once)
+    assert (tmp_path / "mark").exists()
+    assert outcome.ok
+    whole = run_list(specs, tmp_path / "b", workers=0, measure=weigh)
+    for a, b in zip(outcome.folders, whole.folders, strict=True):
+        assert (a / "records.jsonl").read_bytes() == (b / "records.jsonl").read_bytes()
 
 
 def test_grid_orders_by_seed() -> None:

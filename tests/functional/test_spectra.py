@@ -227,6 +227,10 @@ def test_the_stated_error_holds(name: str) -> None:
     for seed in range(6):
         e = F.estimated_spectrum_statistics(w, seed=seed)
         assert abs(e.effective_rank - wanted) <= e.effective_rank_error + 1e-5 * wanted
+        participation = F.participation_ratio(s)
+        assert (
+            abs(e.participation_ratio - participation) <= e.participation_ratio_error + 1e-5 * participation
+        )
         assert abs(e.nuclear_norm - s.sum()) <= e.nuclear_norm_error + 1e-5 * s.sum()
         assert e.sigma_max.item() == pytest.approx(float(s[0]), rel=1e-3)
         assert e.frobenius_norm.item() == pytest.approx(float(s.square().sum().sqrt()), rel=1e-6)
@@ -234,6 +238,7 @@ def test_the_stated_error_holds(name: str) -> None:
         if name in ("gaussian", "wide", "tall", "spiked", "root", "orthogonal"):
             assert e.effective_rank.item() == pytest.approx(float(wanted), rel=0.02)
             assert e.effective_rank_error < 0.06 * e.effective_rank
+            assert e.participation_ratio.item() == pytest.approx(float(participation), rel=0.1)
 
 
 def test_low_rank_is_found_exactly() -> None:

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from supple.models import GPT, ResNet, UNet
+
 
 class Residual(nn.Module):
     def __init__(self):
@@ -81,6 +83,85 @@ class Checkpointed(nn.Module):
         return self.f(checkpoint(self.mid, self.i(x), use_reentrant=self.reentrant))
 
 
+class ActorCritic(nn.Module):
+    """A policy and a value on a trunk of their own each."""
+
+    def __init__(self):
+        super().__init__()
+        self.actor = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
+        self.critic = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def forward(self, x):
+        return {"logits": self.actor(x), "value": self.critic(x)}
+
+
+class VisionTransformer(nn.Module):
+    """Patches, a class token, learned positions, one pre-norm block with fused q, k, v."""
+
+    def __init__(self):
+        super().__init__()
+        self.patch = nn.Conv2d(1, 8, 2, stride=2)
+        self.token, self.place = nn.Parameter(torch.randn(1, 1, 8)), nn.Parameter(torch.randn(1, 5, 8))
+        self.n1, self.qkv, self.proj = nn.LayerNorm(8), nn.Linear(8, 24), nn.Linear(8, 8)
+        self.n2, self.fc, self.out = nn.LayerNorm(8), nn.Linear(8, 12), nn.Linear(12, 8)
+        self.nf, self.head = nn.LayerNorm(8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), 1, 8), x], 1) + self.place
+        b, t, c = x.shape
+        q, k, v = (z.view(b, t, 2, c // 2).transpose(1, 2) for z in self.qkv(self.n1(x)).chunk(3, -1))
+        x = x + self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, c))
+        x = x + self.out(F.gelu(self.fc(self.n2(x))))
+        return self.head(self.nf(x)[:, 0])
+
+
+class Attending(nn.Module):
+    """nn.MultiheadAttention between two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.inp, self.mha = nn.Linear(8, 8), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.f = nn.Linear(8, 3)
+
+    def forward(self, x):
+        h = F.relu(self.inp(x))
+        return self.f(self.mha(h, h, h, need_weights=False)[0].mean(1))
+
+
+class HalfPrecision(nn.Module):
+    """Runs under bf16 autocast, whoever calls it."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(5, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 6), nn.SiLU(), nn.Linear(6, 3)
+        )
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.net(x).float()
+
+
+def convnet():
+    return nn.Sequential(
+        nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 4, 3),
+        nn.ELU(), nn.Flatten(), nn.Linear(4, 3),
+    )  # fmt: skip
+
+
+def narrow_resnet18():
+    return ResNet((4, 5, 6, 7), (2, 2, 2, 2), 3, channels=1)
+
+
+def gpt():
+    return GPT(11, dim=8, depth=1, heads=2, context=4, hidden=12, gated=True)
+
+
+def denoiser():
+    return UNet(1, widths=(8, 8), level=4)
+
+
 def mlp():
     return nn.Sequential(nn.Linear(5, 8), nn.ReLU(inplace=True), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
 
@@ -118,6 +199,14 @@ def named_loss(outputs, targets):
     return F.cross_entropy(outputs["logits"], targets)
 
 
+def actor_critic_loss(outputs, targets):
+    return F.cross_entropy(outputs["logits"], targets) + outputs["value"].square().mean()
+
+
+def noise_loss(outputs, targets):
+    return F.mse_loss(outputs, targets)
+
+
 def _rows(*shape):
     return torch.randn(32, *shape, generator=torch.Generator().manual_seed(1))
 
@@ -138,6 +227,14 @@ CASES = {
     "encoder": (encoder, (_rows(3, 8), LABELS), F.cross_entropy),
     "frozen": (frozen, (_rows(5), LABELS), F.cross_entropy),
     "parametrised": (normed, (_rows(5), LABELS), F.cross_entropy),
+    "convnet": (convnet, (_rows(2, 6, 6), LABELS), F.cross_entropy),
+    "resnet18": (narrow_resnet18, (_rows(1, 8, 8), LABELS), F.cross_entropy),
+    "gpt": (gpt, (IDS, IDS.roll(1, 1)), token_loss),
+    "vit": (VisionTransformer, (_rows(1, 4, 4), LABELS), F.cross_entropy),
+    "unet": (denoiser, ((_rows(1, 4, 4), LABELS / 3), _rows(1, 4, 4)), noise_loss),
+    "attention": (Attending, (_rows(3, 8), LABELS), F.cross_entropy),
+    "actor_critic": (ActorCritic, (_rows(5), LABELS), actor_critic_loss),
+    "half": (HalfPrecision, (_rows(5), LABELS), F.cross_entropy),
     "compiled": (lambda: torch.compile(mlp(), backend="eager"), (_rows(5), LABELS), F.cross_entropy),
 }
 

@@ -288,8 +288,8 @@ def test_growth_against_a_reference():
         model[2].weight *= 3
     batch = (torch.randn(16, 5), torch.arange(16) % 3)
     seen = observe(model, batch, F.cross_entropy, instruments="weight_norm", reference=start)
-    assert seen.value("weight_norm", "2", "growth") == pytest.approx(3)
-    assert seen.value("weight_norm", "0", "growth") == pytest.approx(1)
+    assert seen.value("weight_norm", "2", "growth,twin") == pytest.approx(3)
+    assert seen.value("weight_norm", "0", "growth,twin") == pytest.approx(1)
 
 
 # -- never healthy by accident --------------------------------------------------------------------

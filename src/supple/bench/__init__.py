@@ -3,6 +3,7 @@ each), the runner over methods and seeds, and the statistics that make a compari
 """
 
 from supple.bench import methods, protocols, statistics
+from supple.bench.jobs import with_engine
 from supple.bench.loop import run
 from supple.bench.rows import Scene, observe_scene
 from supple.bench.runner import Outcome, Progress, run_list
@@ -23,4 +24,5 @@ __all__ = [
     "run",
     "run_list",
     "statistics",
+    "with_engine",
 ]

@@ -6,15 +6,14 @@ import contextlib
 import multiprocessing as mp
 import signal
 import time
-import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from supple.bench.loop import run
+from supple.bench.jobs import Job, jobs
 from supple.bench.rows import Measure, observe_scene
 from supple.bench.spec import RunSpec
 from supple.errors import InputError
@@ -22,8 +21,6 @@ from supple.store import Run
 
 #: a run whose worker died (out of memory, kill) is tried again this often; it resumes where it was
 RETRIES = 2
-#: seconds a new worker waits for one that is still letting go of the folder
-LOCK_WAIT = 60.0
 
 
 @dataclass(frozen=True)
@@ -86,11 +83,11 @@ def run_list(
     if workers < 0:
         raise InputError("workers cannot be negative", found=workers)
     board = _Board(specs, finished, progress)
-    todo = deque(i for i, folder in enumerate(folders) if i not in finished)
+    todo = deque(jobs(specs, (i for i in range(len(specs)) if i not in finished)))
     if workers == 0:
-        _run_here(specs, root, todo, board, measure)
+        _run_here(root, todo, board, measure)
     elif todo:
-        _Pool(specs, root, todo, board, measure, min(workers, len(todo))).work()
+        _Pool(root, todo, board, measure, min(workers, len(todo))).work()
     return Outcome(folders, board.skipped, board.errors)
 
 
@@ -111,19 +108,21 @@ class _Board:
         self.total = sum(s.cost for s in specs)
         self.tell()
 
-    def progress(self, index: int, share: float) -> None:
-        self.running.add(index)
-        self.before.setdefault(index, share)
-        self.share[index] = share
+    def progress(self, places: Iterable[int], share: float) -> None:
+        for place in places:
+            self.running.add(place)
+            self.before.setdefault(place, share)
+            self.share[place] = share
         self.tell()
 
-    def end(self, index: int, error: str | None = None) -> None:
-        self.running.discard(index)
-        if error is None:
-            self.finished.add(index)
-            self.share[index] = 1.0
-        else:
-            self.errors[self.specs[index].label] = error
+    def end(self, places: Iterable[int], error: str | None = None) -> None:
+        for place in places:
+            self.running.discard(place)
+            if error is None:
+                self.finished.add(place)
+                self.share[place] = 1.0
+            else:
+                self.errors[self.specs[place].label] = error
         self.tell()
 
     def tell(self) -> None:
@@ -147,40 +146,21 @@ class _Board:
         )
 
 
-def _run_here(
-    specs: Sequence[RunSpec], root: str | Path, todo: deque[int], board: _Board, measure: Measure
-) -> None:
+def _run_here(root: str | Path, todo: deque[Job], board: _Board, measure: Measure) -> None:
     while todo:
-        index = todo.popleft()
-        error = _attempt(specs[index], root, measure, lambda share, i=index: board.progress(i, share))
-        board.end(index, error)
-
-
-def _attempt(
-    spec: RunSpec, root: str | Path, measure: Measure, progress: Callable[[float], None]
-) -> str | None:
-    """Run; the traceback as text if it fails.
-
-    Whatever a run raises ends here, since one failing run must not take the list with it.
-    """
-    try:
-        run(spec, root, measure=measure, progress=progress, wait=LOCK_WAIT)
-    except (KeyboardInterrupt, BrokenPipeError):
-        raise
-    except Exception:
-        return traceback.format_exc()
-    return None
+        job = todo.popleft()
+        error = job.perform(root, measure, lambda share, job=job: board.progress(job.places, share))
+        board.end(job.places, error)
 
 
 def _serve(connection: Connection, root: str | Path, measure: Measure) -> None:
-    """A worker: takes (index, spec) until it gets None. The parent alone handles Ctrl-C."""
+    """A worker: takes jobs until it gets None. The parent alone handles Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # a parent that is gone shows as a broken pipe at the next message, and ends the worker
     with contextlib.suppress(BrokenPipeError, EOFError, ConnectionResetError):
         while (job := connection.recv()) is not None:
-            index, spec = job
-            error = _attempt(spec, root, measure, lambda share, i=index: connection.send(("share", i, share)))
-            connection.send(("end", index, error))
+            error = job.perform(root, measure, lambda share: connection.send(("share", share)))
+            connection.send(("end", error))
 
 
 class _Worker:
@@ -190,11 +170,11 @@ class _Worker:
         self.process = context.Process(target=_serve, args=(theirs, root, measure), daemon=True)
         self.process.start()
         theirs.close()
-        self.job: int | None = None
+        self.job: Job | None = None
 
-    def give(self, index: int, spec: RunSpec) -> None:
-        self.job = index
-        self.connection.send((index, spec))
+    def give(self, job: Job) -> None:
+        self.job = job
+        self.connection.send(job)
 
     def dismiss(self) -> None:
         with contextlib.suppress(OSError):
@@ -210,16 +190,10 @@ class _Pool:
     """Hands out runs and replaces workers that die."""
 
     def __init__(
-        self,
-        specs: Sequence[RunSpec],
-        root: str | Path,
-        todo: deque[int],
-        board: _Board,
-        measure: Measure,
-        size: int,
+        self, root: str | Path, todo: deque[Job], board: _Board, measure: Measure, size: int
     ) -> None:
-        self.specs, self.root, self.todo, self.board, self.measure = specs, root, todo, board, measure
-        self.deaths: dict[int, int] = {}
+        self.root, self.todo, self.board, self.measure = root, todo, board, measure
+        self.deaths: dict[tuple[int, ...], int] = {}
         self.workers: list[_Worker] = []
         self.size = size
 
@@ -238,8 +212,7 @@ class _Pool:
 
     def _next(self, worker: _Worker) -> None:
         if self.todo:
-            index = self.todo.popleft()
-            worker.give(index, self.specs[index])
+            worker.give(self.todo.popleft())
         else:
             self.workers.remove(worker)
             worker.dismiss()
@@ -248,31 +221,33 @@ class _Pool:
 
     def _hear(self, worker: _Worker) -> None:
         try:
-            message: tuple[str, int, Any] = worker.connection.recv()
+            message: tuple[str, Any] = worker.connection.recv()
         except (EOFError, OSError):
             self._bury(worker)
             return
-        kind, index, value = message
+        kind, value = message
+        assert worker.job is not None  # a worker speaks of the job it was given
+        places = worker.job.places
         if kind == "share":
-            self.board.progress(index, value)
+            self.board.progress(places, value)
         else:
             worker.job = None
-            self.board.end(index, value)
+            self.board.end(places, value)
             self._next(worker)
 
     def _bury(self, worker: _Worker) -> None:
         self.workers.remove(worker)
         worker.end()
-        index = worker.job
-        if index is not None:
-            self.deaths[index] = self.deaths.get(index, 0) + 1
-            if self.deaths[index] > RETRIES:
+        job = worker.job
+        if job is not None:
+            deaths = self.deaths[job.places] = self.deaths.get(job.places, 0) + 1
+            if deaths > RETRIES:
                 code = worker.process.exitcode
                 self.board.end(
-                    index, f"the worker process died {self.deaths[index]} times, last with exit code {code}"
+                    job.places, f"the worker process died {deaths} times, last with exit code {code}"
                 )
             else:
-                self.todo.appendleft(index)
+                self.todo.appendleft(job)
         if self.todo:
             replacement = _Worker(self.root, self.measure)
             self.workers.append(replacement)

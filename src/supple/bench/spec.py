@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from supple.bench import methods, protocols
 from supple.bench.protocols import Protocol
 from supple.errors import InputError
+
+#: time of a slot in a cohort over time of the same run in the loop, about; for estimates of the time left
+COHORT_COST = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +27,8 @@ class RunSpec:
         edge_instruments: which it takes at the first and last measured task, whose arrays are kept.
         probe: samples of the task's data that are measured on.
         checkpoint_every: tasks between checkpoints.
+        engine: "loop", or "cohort" for a run that is computed as one slot of a stack (`supple.bench.cohort`).
+            The two agree within rounding, not bit for bit, so a run belongs to one of them.
     """
 
     protocol: Protocol
@@ -35,6 +40,7 @@ class RunSpec:
     edge_instruments: str = "standard"
     probe: int = 256
     checkpoint_every: int = 10
+    engine: Literal["loop", "cohort"] = "loop"
 
     def __post_init__(self) -> None:
         methods.get(self.method)
@@ -53,7 +59,8 @@ class RunSpec:
     @property
     def cost(self) -> float:
         """Expected seconds, in units of one plain task of the protocol."""
-        return self.protocol.tasks * methods.get(self.method).cost
+        share = COHORT_COST if self.engine == "cohort" else 1.0
+        return self.protocol.tasks * methods.get(self.method).cost * share
 
     def folder(self, root: str | Path) -> Path:
         return Path(root) / self.protocol.name / self.method / f"seed-{self.seed}"
@@ -62,7 +69,7 @@ class RunSpec:
         """Plain types; two specs with equal manifests have equal records."""
         method = methods.get(self.method)
         return {
-            "engine": "loop",
+            "engine": self.engine,
             "protocol": self.protocol.to_dict(),
             "method": self.method,
             "intervention": method.intervention,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from supple.cli.diagnose import check_target
 from supple.errors import InputError
@@ -58,11 +59,14 @@ class BenchRun:
     """Folder for the runs."""
     workers: int | None = None
     """Processes (default: one per core)."""
+    engine: Literal["auto", "loop", "cohort"] = "auto"
+    """loop: one run at a time in a process; cohort: all seeds of a method in one stacked program; auto: the
+    cohort where it has a form of the method."""
     json: Path | None = None
     """Write the table as JSON to this file, or to stdout with -."""
 
     def run(self) -> int:
-        from supple.bench import grid
+        from supple.bench import grid, with_engine
         from supple.bench.methods import METHODS
         from supple.cli.train import train
 
@@ -79,7 +83,7 @@ class BenchRun:
             preset=self.preset,
             measure_every=self.measure_every,
         )
-        train(self.protocol, specs, self.out, self.workers)
+        train(self.protocol, with_engine(specs, self.engine), self.out, self.workers)
         return show(self.out, self.json)
 
 

@@ -41,14 +41,17 @@ class Scan:
             raise InputError("no checkpoint was named", do="supple scan CKPT [CKPT …]")
         check_target(self.json)
         report = self._measure()
-        if str(self.json) != "-":
+        if str(self.json) != "-" and report.runs:
             say(str(report))
         emit_json(report.to_dict(), self.json)
         if report.failures:
             from supple.cli.console import note
 
-            for failure in report.failures:
-                note(f"supple: {failure.message}")
+            shown = report.runs and str(self.json) != "-"  # the table named each of them already
+            total = len(self.checkpoints)
+            texts = [f"{len(report.failures)} of {total} checkpoints were not read"]
+            for text in texts if shown else [f.message for f in report.failures]:
+                note(f"supple: {text}")
             return 2
         bad = MECHANISMS_THAT_FAIL.get(self.fail_on, ())
         return int(any(f.status in bad for f in report.findings))

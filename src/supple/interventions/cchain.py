@@ -153,7 +153,7 @@ class CChainHandle(PenaltyHandle["CChain"]):
         self.filled += 1
         if self.filled % self.rule.window == 0 and not self._cap_told:
             value = float(self.coefficient())
-            if self.rule.target is not None and value >= self.rule.cap:
+            if value >= self.rule.cap:
                 self._cap_told = True
                 warnings.warn(
                     f"CChain: the coefficient reached its cap of {self.rule.cap:g} at step {self.step}; "
@@ -189,7 +189,7 @@ class CChainHandle(PenaltyHandle["CChain"]):
             ]
             nan = torch.full((), math.nan, device=self.device)
             found, distance, self._loss = average(filled, nan if distance is None else distance, self._loss)
-        if distance is not None:
+        if distance is not None and self.rule.target is not None:  # a fixed coefficient needs no means
             self._remember(distance, self._loss)
         return found
 

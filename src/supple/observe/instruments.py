@@ -22,7 +22,8 @@ class Instrument:
     """A named measurement on one probe pass.
 
     ``records`` are the names of the rows it writes, in each of which an impossible value is a row with a
-    status and a reason. ``needs`` say what must be valid: ``"weights"`` alone can be read without a probe.
+    status and a reason. ``needs`` say what must be valid: nothing, or ``"weights"`` alone, can be read
+    without a probe.
     ``minimum`` is the number of probe samples below which nothing is measured.
     """
 
@@ -55,7 +56,17 @@ def available() -> dict[str, Instrument]:
     >>> available()["dormant"].cost
     'economy'
     """
-    from supple.observe import change, features, outputs, signal, tangent, units, weights  # noqa: F401
+    from supple.observe import (  # noqa: F401
+        ages,
+        change,
+        features,
+        outputs,
+        signal,
+        spectrum,
+        tangent,
+        units,
+        weights,
+    )
 
     return dict(_REGISTRY)
 

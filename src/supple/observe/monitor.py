@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from supple.errors import AttachError, InputError
+from supple.observe.baselines import INITIAL, TWIN, Baseline
 from supple.observe.batch import check_batch
 from supple.observe.copies import unwrap
 from supple.observe.instruments import select
@@ -103,6 +104,7 @@ class Monitor:
         }
         self._given_reference = reference is not None
         self.reference: Reference | None = resolve(reference, model) or self._initial_reference()
+        self._baselines = self._told_against()
         self._ledger = Ledger(path, keep, sinks)
         self._tasks = TaskProbes(probe, keep_tasks)
         several = len(self.optimizers) > 1
@@ -213,6 +215,7 @@ class Monitor:
         self.initial_state = dict(new)
         if not self._given_reference:
             self.reference = self._initial_reference()
+        self._baselines = self._told_against()
         self._ledger.load_state_dict(state["ledger"])
         self._tasks.load_state_dict(state["tasks"])
 
@@ -255,6 +258,7 @@ class Monitor:
             forward=self.forward,
             step=self.step,
             task=self._tasks.name,
+            baselines=self._baselines,
         )
         self.topology, self.arrays = seen.topology, seen.arrays
         rows = [*seen.records, *self._stamp(self._tasks.evaluate(self.model, self.loss_fn, self.forward))]
@@ -266,6 +270,12 @@ class Monitor:
 
     def _initial_reference(self) -> Reference | None:
         return resolve(self.initial_state, self.model, kind="initial")
+
+    def _told_against(self) -> list[Baseline]:
+        """What weight growth is told against: the state at attachment, and the reference that was given."""
+        initial = self._initial_reference()
+        pairs = [(INITIAL, initial), (TWIN, self.reference if self._given_reference else None)]
+        return [Baseline.of(name, found) for name, found in pairs if found is not None]
 
     def _require_attached(self) -> None:
         if not self.attached:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from supple.observe.instruments import instrument
 from supple.observe.probe import Probe
+from supple.observe.views import square_sum
 from supple.records import Record
 
 NO_CLASSES = "outputs and targets do not have the shapes of a classification"
@@ -64,15 +65,3 @@ def gradient_norm(probe: Probe) -> Iterable[Record]:
             yield probe.unmeasured("gradient_norm", "its weight receives no gradient", view)
         else:
             yield probe.record("gradient_norm", square_sum(view.weight_grad).sqrt(), view)
-
-
-def square_sum(value: Tensor) -> Tensor:
-    """Sum of squares in float64, row by row: one long float32 sum loses digits."""
-    value = value.to_dense() if value.layout is not torch.strided else value
-    rows = value.detach().reshape(value.shape[0], -1) if value.ndim > 1 else value.detach().reshape(1, -1)
-    return (
-        torch.linalg.vector_norm(rows.float() if rows.dtype.itemsize < 4 else rows, dim=1)
-        .double()
-        .square()
-        .sum()
-    )

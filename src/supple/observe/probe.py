@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from supple.errors import InputError, SuppleError, TopologyError
+from supple.observe.baselines import TWIN, Baseline
 from supple.observe.batch import Batch, as_classes, check_batch, main_output, run_loss
 from supple.observe.copies import unwrap
 from supple.observe.guard import guard
 from supple.observe.instruments import Instrument, select
-from supple.observe.reference import Reference, resolve
-from supple.observe.views import LayerView, layers_by_type
+from supple.observe.recurrent import recurrent_views
+from supple.observe.reference import resolve
+from supple.observe.views import NOT_TRACED, LayerView, layers_by_type
 from supple.records import Record, Records
 from supple.status import Status
 from supple.topology.graph import Topology
@@ -39,9 +41,11 @@ class Observation:
     outputs: Any
 
     def value(self, instrument: str, layer: str = "*", variant: str = "") -> float:
-        """The measured value of one row; NaN where there is none."""
+        """The measured value of one row; NaN where there is none. Groups of a convolution are left out."""
+        known = self.topology.layers.get(layer)
+        part = layer.partition("#")[2] if known is None else known.part
         row = self.records.last(
-            instrument=instrument, layer=layer, variant=variant, part="", status="measured"
+            instrument=instrument, layer=layer, variant=variant, part=part, status="measured"
         )
         return float("nan") if row is None else row.value
 
@@ -55,7 +59,7 @@ class Probe:
     loss_fn: LossFn
     forward: Forward | None
     optimizers: list[Optimizer]
-    reference: Reference | None
+    baselines: Sequence[Baseline]
     seed: int
     step: int = -1
     task: str = ""
@@ -86,10 +90,16 @@ class Probe:
             for x in found
         ]
 
+    @cached_property
+    def matrices(self) -> list[LayerView]:
+        """The layers, and the weights of recurrent modules, of which the topology tells no units."""
+        known = {v.layer.weight for v in self.layers}
+        return [*self.layers, *recurrent_views(self.model, self.parameters, known)]
+
     @property
     def hidden(self) -> list[LayerView]:
-        """Layers whose units are scored: no outputs, no embeddings."""
-        return [v for v in self.layers if not v.layer.output and v.layer.kind != "embedding"]
+        """Layers whose units are scored: no outputs, no tables."""
+        return [v for v in self.layers if not v.layer.output and not v.table]
 
     @cached_property
     def output(self) -> Tensor | None:
@@ -103,15 +113,18 @@ class Probe:
     def record(
         self, name: str, value: Tensor | float, view: LayerView | None = None, **fields: Any
     ) -> Record:
-        """A measured row; a value that is not finite becomes an INVALID one."""
+        """A measured row, of a layer's view, of another path (``layer=``) or pooled.
+
+        A value that is not finite becomes an INVALID row.
+        """
         number = float(value)
         fields.setdefault("samples", self.samples)
         fields.setdefault("part", view.part if view else "")
+        fields.setdefault("layer", view.name if view else "*")
         if number != number or number in (float("inf"), float("-inf")):
             fields.setdefault("status", str(Status.INVALID))
             fields["note"] = fields.get("note") or "the value is not finite"
-        where = view.name if view else "*"
-        return Record(name, number, layer=where, step=self.step, task=self.task, **fields)
+        return Record(name, number, step=self.step, task=self.task, **fields)
 
     def unmeasured(self, name: str, reason: str, view: LayerView | None = None, **fields: Any) -> Record:
         """A row that says why there is no value."""
@@ -136,6 +149,7 @@ def observe(
     forward: Forward | None = None,
     seed: int = 0,
     reference: Any = None,
+    baselines: Sequence[Baseline] = (),
     step: int = -1,
     task: str = "",
 ) -> Observation:
@@ -159,6 +173,7 @@ def observe(
         seed: keys what is drawn at random.
         step, task: written into every row.
         reference: a healthy network (see `supple.observe.reference.resolve`): adds weight growth against it.
+        baselines: further networks whose weight norms growth is told against.
 
     Raises:
         InputError: a batch that is not a pair or is empty, a model that fails on it, a loss that is not a
@@ -176,9 +191,9 @@ def observe(
     )
     checked = check_batch(batch)
     chosen = select(instruments)
-    probe = Probe(
-        model, checked, loss_fn, forward, optimizers, resolve(reference, model, seed), seed, step, task
-    )
+    healthy = resolve(reference, model, seed)
+    against = [*baselines, *([Baseline.of(TWIN, healthy)] if healthy is not None else [])]
+    probe = Probe(model, checked, loss_fn, forward, optimizers, against, seed, step, task)
     gradients = any("gradients" in i.needs for i in chosen)
     with guard(model, optimizers, evaluate=True), eager():
         run_pass(probe, gradients)
@@ -265,18 +280,21 @@ def _measure(item: Instrument, probe: Probe) -> Iterator[Record]:
         yield from (probe.unmeasured(n, reason) for n in item.records)
     else:
         try:
-            gap = _gap(probe) if item.needs & {"units", "weights", "gradients"} else ""
+            gap = _gap(probe, item) if item.needs & {"units", "weights", "gradients"} else ""
             yield from [_with_note(row, gap) for row in item.measure(probe)]
         except SuppleError as error:
             yield from (probe.unmeasured(n, str(error)) for n in item.records)
 
 
-def _gap(probe: Probe) -> str:
+def _gap(probe: Probe, item: Instrument) -> str:
     """What pooled rows over layers leave out."""
     assert probe.topology is not None
-    if probe.topology.refusals and not probe.topology.edges:
-        return probe.topology.refusals[0].reason
-    missed = [c.name for c in probe.topology.coverage.missed]
+    weights = item.needs == {"weights"}
+    first = next((r.reason for r in probe.topology.refusals), "")
+    if first and not probe.topology.edges and (first.startswith(NOT_TRACED) or not weights):
+        return first
+    read = {v.layer.module for v in probe.matrices} if weights else set()
+    missed = [c.name for c in probe.topology.coverage.missed if c.name not in read]
     return f"not seen: {', '.join(missed[:3])}{' and others' if len(missed) > 3 else ''}" if missed else ""
 
 

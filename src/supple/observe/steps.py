@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from supple.observe.copies import unwrap
-from supple.observe.outputs import square_sum
+from supple.observe.views import square_sum
 from supple.records import Record
 from supple.status import Status
 from supple.topology.graph import Topology

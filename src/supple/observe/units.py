@@ -10,11 +10,13 @@ from torch import Tensor
 from supple import functional as F
 from supple.observe.instruments import instrument
 from supple.observe.probe import Probe
+from supple.observe.scales import NO_GRADIENT, inactive_scores, scale_rows
 from supple.observe.views import LayerView
 from supple.records import Record
 
 OUTPUT_LAYER = "an output layer: its units are never scored"
 EMBEDDING = "an embedding has one row per token, not per unit"
+BARE = "a bare parameter that is added has no incoming weights"
 MINIMUM_RESPONSES = 16  # samples x positions below which a share of units says nothing
 CLONE_COSINE = 0.95
 _CLONE_ROWS, _CLONE_UNITS = 4096, 4096  # responses and units beyond which the cosine matrix is not built
@@ -43,10 +45,10 @@ def fractions(
     flags: list[Tensor] = []
     skipped: list[str] = []
     for view in probe.layers:
-        judged = _excluded(view) or judge(view)
+        judged = excluded(view) or judge(view)
         if isinstance(judged, str):
             yield probe.unmeasured(name, judged, view, variant=variant)
-            if not _excluded(view):
+            if not excluded(view):
                 skipped.append(f"{view.name}: {judged}")
             continue
         link = f"{array}/{view.name}" if array and f"{array}/{view.name}" in probe.arrays else ""
@@ -62,10 +64,13 @@ def fractions(
     yield probe.record(name, torch.cat([f.double().cpu() for f in flags]).mean(), variant=variant, note=note)
 
 
-def _excluded(view: LayerView) -> str:
+def excluded(view: LayerView) -> str:
+    """Why the units of a layer are never scored; empty where they are."""
     if view.layer.output:
         return OUTPUT_LAYER
-    return EMBEDDING if view.layer.kind == "embedding" else ""
+    if not view.table:
+        return ""
+    return EMBEDDING if view.layer.kind == "embedding" else BARE
 
 
 def _responses(view: LayerView) -> Judged:
@@ -124,7 +129,10 @@ def _below(
 
 @instrument("grama", "economy", ["units", "gradients"], ["grama"], minimum=2)
 def grama(probe: Probe) -> Iterable[Record]:
-    """Share of units with little gradient (GraMa, Liu et al. 2025): pre-activation, and weight row."""
+    """Share of units with little gradient (GraMa, Liu et al. 2025): pre-activation, weight row, norm scale.
+
+    The entries of a norm's scale are units with one weight each; their rows carry the path of the norm.
+    """
 
     def preactivation(view: LayerView) -> Judged:
         return _grama(probe, view, view.pre_grad, "preactivation")
@@ -138,23 +146,18 @@ def grama(probe: Probe) -> Iterable[Record]:
         probe, "grama", "preactivation,", _remember(probe, "grama_scores", preactivation), (0.025, 0.1)
     )
     yield from _below(probe, "grama", "weight,", weight, (0.025,))
+    yield from scale_rows(probe, (0.025,), MINIMUM_RESPONSES)
 
 
 def _grama(probe: Probe, view: LayerView, grad: Tensor | None, kind: str) -> Judged:
     if grad is None:
         if kind == "preactivation" and view.layer.module not in view.taps.pre:
             return view.taps.reason_of(view.layer.module)
-        return "no gradient arrives here (frozen, parametrised, detached, or not part of the loss)"
+        return NO_GRADIENT
     before = view.pre_grad
     if before is not None and before.shape[0] * before.shape[2] < MINIMUM_RESPONSES:
         return _too_few(before.shape[0] * before.shape[2])
-    scores = F.grama_scores(grad, kind=kind, unit_dim=view.unit_dim if kind == "weight" else 1)
-    if not bool(scores.isnan().all()) or bool(grad.any()):
-        return scores
-    if not any(g is not None and bool(g.any()) for g in probe.grads.values()):
-        return "the gradient of the loss is zero in the whole network"
-    # other layers receive gradient and this one none at all: every unit of it is inactive
-    return torch.zeros_like(scores)
+    return inactive_scores(probe, grad, kind, view.unit_dim if kind == "weight" else 1)
 
 
 @instrument("dead", "economy", ["units"], ["dead", "always_on"], minimum=2)

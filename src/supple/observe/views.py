@@ -13,6 +13,8 @@ from supple import functional as F
 from supple.topology.graph import Coverage, Layer, LayerCoverage, Refusal, Topology
 from supple.topology.taps import Tap, Taps, layer_modules, plain_name, weight_shape
 
+NOT_TRACED = "not traced:"
+
 
 @dataclass(frozen=True)
 class LayerView:
@@ -35,6 +37,11 @@ class LayerView:
     @property
     def part(self) -> str:
         return self.layer.part
+
+    @property
+    def table(self) -> bool:
+        """Rows that are looked up or added, and multiply nothing: embeddings, class tokens, positions."""
+        return self.layer.kind == "embedding" or (self.layer.kind == "parameter" and not self.layer.fan_in)
 
     @cached_property
     def post(self) -> Tensor | None:
@@ -143,7 +150,7 @@ def layers_by_type(model: nn.Module, taps: Taps, output: Tensor | None, why: str
         LayerCoverage(n, type(m).__name__, sum(p.numel() for p in m.parameters(recurse=False)), n in taps.pre)
         for n, m in layer_modules(model).items()
     ]
-    return Topology(layers, (), (Refusal("", f"not traced: {why}"),), Coverage(tuple(rows)))
+    return Topology(layers, (), (Refusal("", f"{NOT_TRACED} {why}"),), Coverage(tuple(rows)))
 
 
 def _kind(module: nn.Module, shape: tuple[int, ...]) -> str:
@@ -159,3 +166,15 @@ def _is_output(calls: list[Tap], output: Tensor | None) -> bool:
         return False
     last = calls[-1].tensor
     return last.shape == output.shape and torch.equal(last.to(output.dtype), output.detach())
+
+
+def square_sum(value: Tensor) -> Tensor:
+    """Sum of squares in float64, row by row: one long float32 sum loses digits."""
+    value = value.to_dense() if value.layout is not torch.strided else value
+    rows = value.detach().reshape(value.shape[0], -1) if value.ndim > 1 else value.detach().reshape(1, -1)
+    return (
+        torch.linalg.vector_norm(rows.float() if rows.dtype.itemsize < 4 else rows, dim=1)
+        .double()
+        .square()
+        .sum()
+    )

@@ -213,6 +213,15 @@ def _read_json(path: Path) -> dict[str, Any]:
     return table
 
 
+def _strange_start(path: Path) -> str:
+    """What a file begins with that is no archive and no pickle; the parser's own words would not help."""
+    if path.suffix == ".safetensors" or not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        start = file.read(8)
+    return "" if start.startswith((b"PK", b"\x80")) else f"a file that begins with {start!r}"
+
+
 def _unreadable(path: Path, error: BaseException, name: str = "") -> InputError:
     lines = str(error).splitlines() or [type(error).__name__]
     hostile = isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error).lower()
@@ -220,7 +229,7 @@ def _unreadable(path: Path, error: BaseException, name: str = "") -> InputError:
         "this file wants to run code or is no plain state dict; it was not loaded"
         if hostile
         else "this checkpoint cannot be read; it is damaged or of another format",
-        found=f"{type(error).__name__}: {lines[0][:140]}",
+        found=_strange_start(path) or f"{type(error).__name__}: {lines[0][:140]}",
         where=f"{path}, {name!r}" if name else str(path),
         do="save tensors alone, best as .safetensors" if hostile else "download or save it again",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -11,26 +12,36 @@ from typing import Any
 import torch
 
 from supple.bench import methods
-from supple.bench.cohort.group import Group
+from supple.bench.cohort.chain import refusal
+from supple.bench.cohort.group import Group, intervention_of, rhythm
+from supple.bench.cohort.stack import check_chain
 from supple.bench.learner import TaskResult
 from supple.bench.loop import Progress, one_thread
 from supple.bench.rows import Measure, measured_rows, observe_scene, run_name, summarise, task_rows
 from supple.bench.spec import RunSpec
 from supple.errors import InputError
+from supple.interventions import L2, CChain, L2Init
 from supple.records import Records
 from supple.store import Run, load
 from supple.streams import Task
 
-#: interventions that the cohort computes, stacked
-INTERVENTIONS = ("", "L2", "L2Init")
+#: the folder below the root in which cohorts work
+COHORTS = "cohorts"
 REFUSED = "the cohort engine has no stacked form of this method; use the loop engine (run_list)"
 
 
 def supports(spec: RunSpec) -> str | None:
     """None, or why the cohort cannot take this run."""
-    method = methods.get(spec.method)
-    if method.intervention not in INTERVENTIONS or method.norm or method.activation != "relu":
+    rule = intervention_of(spec)
+    if isinstance(rule, CChain):
+        if reason := refusal(rule):
+            return f"{REFUSED} ({reason})"
+    elif rule is not None and (type(rule) not in (L2, L2Init) or rule.filter_fn is not None):
         return REFUSED
+    try:
+        check_chain(methods.get(spec.method).build(spec.protocol, spec.seed))
+    except InputError as error:
+        return f"{REFUSED} ({error})"
     return None
 
 
@@ -40,6 +51,7 @@ def run_cohort(
     *,
     measure: Measure = observe_scene,
     progress: Progress | None = None,
+    wait: float = 0.0,
 ) -> list[Path]:
     """Compute all runs together and write each into its own folder, as `supple.bench.run` does.
 
@@ -49,23 +61,37 @@ def run_cohort(
     Raises:
         InputError: several protocols, or a method without a stacked form (all are checked first).
     """
+    specs = [dataclasses.replace(s, engine="cohort") for s in specs]
     folders = [s.folder(root) for s in specs]
-    todo = [s for s, f in zip(specs, folders, strict=True) if not Run.check(f, manifest(s))]
-    _check(todo)
+    _check(_unfinished(specs, root))
+    _export_finished(specs, root)
+    todo = _unfinished(specs, root)
     if todo:
-        key = hashlib.sha256(json.dumps([manifest(s) for s in todo], sort_keys=True).encode()).hexdigest()
-        with Run.open(Path(root) / "cohorts" / key[:16], {"runs": [manifest(s) for s in todo]}) as store:
+        manifests = [s.manifest() for s in todo]
+        key = hashlib.sha256(json.dumps(manifests, sort_keys=True).encode()).hexdigest()
+        with Run.open(Path(root) / COHORTS / key[:16], {"runs": manifests}, wait=wait) as store:
             if not store.done:
                 with one_thread(), torch.random.fork_rng(devices=[]):
                     _Cohort(todo, store, measure).work(progress)
             for slot, spec in enumerate(todo):
-                _export(spec, slot, store, spec.folder(root))
+                _export(spec, slot, store.folder, root)
     return folders
 
 
-def manifest(spec: RunSpec) -> dict[str, object]:
-    """As of the loop, but for the engine: the two agree within rounding, not bit for bit."""
-    return {**spec.manifest(), "engine": "cohort"}
+def _unfinished(specs: Sequence[RunSpec], root: str | Path) -> list[RunSpec]:
+    return [s for s in specs if not Run.check(s.folder(root), s.manifest())]
+
+
+def _export_finished(specs: Sequence[RunSpec], root: str | Path) -> None:
+    """Take from cohorts that were finished when a kill came before all their runs were written out."""
+    missing = _unfinished(specs, root)
+    for folder in sorted((Path(root) / COHORTS).glob("*")) if missing else []:
+        if not (folder / "summary.json").exists():
+            continue
+        slots = load(folder).manifest["run"]["runs"]
+        for spec in missing:
+            if spec.manifest() in slots:
+                _export(spec, slots.index(spec.manifest()), folder, root)
 
 
 def _check(specs: Sequence[RunSpec]) -> None:
@@ -84,10 +110,9 @@ class _Cohort:
     def __init__(self, specs: Sequence[RunSpec], store: Run, measure: Measure) -> None:
         self.specs, self.store, self.measure = list(specs), store, measure
         self.protocol = specs[0].protocol
-        kinds: dict[tuple[bool, bool], list[int]] = {}
+        kinds: dict[tuple[Any, ...], list[int]] = {}
         for i, spec in enumerate(specs):
-            method = methods.get(spec.method)
-            kinds.setdefault((method.hidden, method.fresh), []).append(i)
+            kinds.setdefault(rhythm(spec), []).append(i)
         self.members = list(kinds.values())
         self.groups = [Group([self.specs[i] for i in slots]) for slots in self.members]
         self.steps = 0
@@ -145,14 +170,14 @@ class _Cohort:
                 self.store.arrays(f"slot-{slot}.worn", dict(model.state_dict()))
 
 
-def _export(spec: RunSpec, slot: int, store: Run, folder: Path) -> None:
+def _export(spec: RunSpec, slot: int, source: Path, root: str | Path) -> None:
     """Write one run's own folder from the finished cohort."""
-    cohort = load(store.folder)
-    with Run.open(folder, manifest(spec)) as own:
+    cohort = load(source)
+    with Run.open(spec.folder(root), spec.manifest()) as own:
         if own.done:
             return
         own.resume()
-        rows = Records(r for r in store.records() if r.run == run_name(spec))
+        rows = Records(r for r in cohort.records if r.run == run_name(spec))
         own.append(rows)
         prefix = f"slot-{slot}."
         for name in cohort.array_names:

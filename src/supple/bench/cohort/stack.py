@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from supple.errors import InputError
 
@@ -69,21 +68,17 @@ class Stack:
                 h_SBD = h_SBD.relu_()
         return h_SBD
 
-    def backward(self, logits_SBC: Tensor, targets_SB: Tensor) -> Tensor:
-        """Gradient of the mean cross-entropy of each slot into ``flat.grad``; returns the losses (S,)."""
-        log_p = F.log_softmax(logits_SBC, dim=-1)
-        index = targets_SB.unsqueeze(-1)
-        losses = -log_p.gather(-1, index).squeeze(-1).mean(-1)
-        delta = log_p.exp_().scatter_add_(-1, index, torch.full_like(index, -1, dtype=log_p.dtype))
-        delta.div_(logits_SBC.shape[1])
+    def backward(self, delta_SBC: Tensor) -> None:
+        """Gradient into ``flat.grad`` from that of the logits; ``delta`` may cover the first rows alone."""
+        rows = delta_SBC.shape[1]
         for i in reversed(range(len(self.layers))):
+            inputs = self._inputs[i][:, :rows]
             grad_weight, grad_bias = self.grads[i]
-            grad_weight.copy_(torch.bmm(delta.transpose(1, 2), self._inputs[i]))
-            torch.sum(delta, dim=1, out=grad_bias)
+            grad_weight.copy_(torch.bmm(delta_SBC.transpose(1, 2), inputs))
+            torch.sum(delta_SBC, dim=1, out=grad_bias)
             if i:
                 # the input of layer i is the ReLU's output, positive exactly where the gradient passes
-                delta = torch.bmm(delta, self.layers[i][0]).mul_(self._inputs[i] > 0)
-        return losses
+                delta_SBC = torch.bmm(delta_SBC, self.layers[i][0]).mul_(inputs > 0)
 
     @torch.no_grad()
     def write(self, slot: int, model: nn.Module) -> None:
@@ -101,6 +96,11 @@ class Stack:
     def pieces(self, flat_SP: Tensor, slot: int) -> list[Tensor]:
         """A slot of anything of the shape of ``flat`` (an optimizer's moments), cut by parameter."""
         return [v[slot].clone() for v in self._views(flat_SP).values()]
+
+
+def cross_entropy_gradient(logits_SBC: Tensor, onehot_SBC: Tensor) -> Tensor:
+    """Gradient of each slot's mean cross-entropy by its logits: (softmax - one-hot) / B."""
+    return logits_SBC.softmax(-1).sub_(onehot_SBC).div_(logits_SBC.shape[1])
 
 
 def check_chain(model: nn.Module) -> None:

@@ -24,7 +24,7 @@ PRESET = "demo"
 class Demo:
     """Watch a network lose its ability to learn, read the diagnosis, see it repaired, open the report.
 
-    Real data (scikit-learn's digits, bundled), about three minutes on two cores. Started again, it goes on
+    Real data (scikit-learn's digits, bundled), about four minutes on two cores. Started again, it goes on
     where it stopped; a finished folder is reused.
     """
 

@@ -57,11 +57,11 @@ def tell(
 
 def specs(protocol: Protocol, cast: Sequence[Cast], seeds: Sequence[int]) -> list[RunSpec]:
     """One run for each arm and seed, the longest runs first: no core waits for the last one."""
-    from supple.bench.spec import RunSpec
+    from supple.bench import RunSpec, with_engine
 
     order = sorted(cast, key=lambda c: LONG.index(c.method) if c.method in LONG else len(LONG))
 
-    return [
+    runs = [
         RunSpec(
             protocol=protocol,
             method=c.method,
@@ -72,6 +72,7 @@ def specs(protocol: Protocol, cast: Sequence[Cast], seeds: Sequence[int]) -> lis
         for c in order
         for seed in seeds
     ]
+    return with_engine(runs, "auto")
 
 
 def diagnose(

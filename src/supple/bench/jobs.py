@@ -1,0 +1,75 @@
+"""What one worker does at a time: a run by itself, or a cohort of runs as one program."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from supple.bench.cohort import rhythm, run_cohort, supports
+from supple.bench.loop import run
+from supple.bench.rows import Measure
+from supple.bench.spec import RunSpec
+
+#: seconds a new worker waits for one that is still letting go of the folder
+LOCK_WAIT = 60.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """Places in the run list, and the runs at these places: several belong to one cohort."""
+
+    places: tuple[int, ...]
+    specs: tuple[RunSpec, ...]
+
+    def perform(self, root: str | Path, measure: Measure, progress: Callable[[float], None]) -> str | None:
+        """Compute; the traceback as text if it fails.
+
+        Whatever a run raises ends here, since one failing run must not take the list with it.
+        """
+        try:
+            if self.specs[0].engine == "cohort":
+                run_cohort(self.specs, root, measure=measure, progress=progress, wait=LOCK_WAIT)
+            else:
+                run(self.specs[0], root, measure=measure, progress=progress, wait=LOCK_WAIT)
+        except (KeyboardInterrupt, BrokenPipeError):
+            raise
+        except Exception:
+            return traceback.format_exc()
+        return None
+
+
+def jobs(specs: Sequence[RunSpec], todo: Iterable[int]) -> list[Job]:
+    """The runs at these places as jobs, in order of their first place.
+
+    A cohort takes the runs of one protocol whose networks have one shape and one rhythm, so that several
+    cores have something to do; how many cores there are changes nothing.
+    """
+    found: dict[str, list[int]] = {}
+    for place in todo:
+        spec = specs[place]
+        if spec.engine == "cohort":
+            same = [spec.protocol.to_dict(), rhythm(spec), spec.measured(), spec.checkpoint_every]
+            key = json.dumps(same, sort_keys=True)
+        else:
+            key = str(place)
+        found.setdefault(key, []).append(place)
+    return [Job(tuple(places), tuple(specs[p] for p in places)) for places in found.values()]
+
+
+def with_engine(specs: Iterable[RunSpec], engine: Literal["auto", "loop", "cohort"]) -> list[RunSpec]:
+    """The runs with their engine set; "auto" takes the cohort where it has a form of the method.
+
+    Runs of one method keep one engine, so that a seed added later is computed as the others were.
+    """
+
+    def chosen(spec: RunSpec) -> Literal["loop", "cohort"]:
+        if engine == "auto":
+            return "loop" if supports(spec) else "cohort"
+        return engine
+
+    return [dataclasses.replace(s, engine=chosen(s)) for s in specs]
