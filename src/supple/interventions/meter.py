@@ -22,12 +22,19 @@ Centre = Callable[[str, Tensor], Tensor]
 
 
 class Gauge:
-    """Sums per channel of one module: of |x|, and if asked of x and of |x - centre|."""
+    """Sums per channel of one module: of |x|, and if asked of x and of |x - centre|; or of x > 0 alone."""
 
-    def __init__(self, path: str, width: int, signed: bool = False, centre: Centre | None = None) -> None:
-        self.path, self.width, self.signed, self.centre = path, width, signed, centre
+    def __init__(
+        self,
+        path: str,
+        width: int,
+        signed: bool = False,
+        centre: Centre | None = None,
+        positive: bool = False,
+    ) -> None:
+        self.path, self.width, self.signed, self.centre, self.positive = path, width, signed, centre, positive
         self.sums: dict[str, Tensor] = {}
-        self.count = 0  # samples times positions
+        self.count = 0  # samples times positions; samples alone where positive values are counted
 
     @torch.no_grad()
     def add(self, module: nn.Module, value: Tensor) -> None:
@@ -35,6 +42,11 @@ class Gauge:
         axis = channel_dim(module, value)
         count = value.numel() // max(value.shape[axis], 1)
         if not count:
+            return
+        if self.positive:
+            others = [d for d in range(value.dim()) if d != axis]
+            self._sum("positive", (value > 0).sum(others, dtype=torch.float32))
+            self.count += value.shape[0]
             return
         if self.centre is None:
             self._sum("absolute", absolute_sum(value, axis))
@@ -79,6 +91,18 @@ class Meter:
                     gauge.add(module, args[0])
 
             self._removers.append(module.register_forward_pre_hook(read))
+        return self.gauges[site.module]
+
+    def watch_output(self, site: Site, module: nn.Module, **options: Any) -> Gauge:
+        """A gauge on what the module gives, before anything is done to it in place."""
+        gauge = self._gauge(site, options)
+        if gauge is not None:
+
+            def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+                if self.active and module.training and torch.is_grad_enabled() and isinstance(output, Tensor):
+                    gauge.add(module, output)
+
+            self._removers.append(module.register_forward_hook(read))
         return self.gauges[site.module]
 
     def watch_output_gradient(self, site: Site, module: nn.Module) -> Gauge:
@@ -140,6 +164,8 @@ class Meter:
 
 
 def _names(gauge: Gauge) -> list[str]:
+    if gauge.positive:
+        return ["positive"]
     if gauge.centre is not None:
         return ["signed", "deviation"]
     return ["absolute", "signed"] if gauge.signed else ["absolute"]
