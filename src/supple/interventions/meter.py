@@ -106,13 +106,20 @@ class Meter:
         return self.gauges[site.module]
 
     def watch_output_gradient(self, site: Site, module: nn.Module) -> Gauge:
-        """A gauge on dL/d(what the module gives): a tensor hook, placed only when the meter is active."""
+        """A gauge on dL/d(what the module gives): a tensor hook, placed only when the meter is active.
+
+        Gradients that are not finite are left out: a scaler that scaled too far skips their step.
+        """
         gauge = self._gauge(site, {})
         if gauge is not None:
 
+            def add(module: nn.Module, gradient: Tensor) -> None:
+                if bool(torch.isfinite(gradient.sum(dtype=torch.float32))):
+                    gauge.add(module, gradient)
+
             def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
                 if self.active and module.training and isinstance(output, Tensor) and output.requires_grad:
-                    output.register_hook(functools.partial(gauge.add, module))
+                    output.register_hook(functools.partial(add, module))
 
             self._removers.append(module.register_forward_hook(read))
         return self.gauges[site.module]

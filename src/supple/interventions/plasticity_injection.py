@@ -14,6 +14,7 @@ from supple import topology as tp
 from supple.errors import AttachError, InputError
 from supple.fresh import check_initial, draw, generator
 from supple.interventions.base import Handle, Intervention, Optimizers, Schedule, check_schedule, register
+from supple.interventions.resetting import refuse_sharded
 
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 _PLAIN = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.Bilinear, *_NORMS)
@@ -85,6 +86,7 @@ class PlasticityInjectionHandle(Handle):
                 found="a DistributedDataParallel model",
                 do="attach on a single process",
             )
+        refuse_sharded(model, intervention.name)
         self.injected = False
         self.path = intervention.head if intervention.head is not None else _output(model, inputs)
         self.head = _head(model, self.path)

@@ -33,6 +33,7 @@ from supple.interventions.engine import (
     ResetEvent,
     ResetPlan,
 )
+from supple.interventions.matrices import is_sharded
 from supple.interventions.meter import Meter
 from supple.topology.graph import Layer, Topology
 
@@ -71,6 +72,7 @@ class ResetHandle(Handle):
         self, intervention: Intervention, model: nn.Module, optimizer: Optimizers, inputs: Any, topology: Any
     ) -> None:
         _refuse_compiled(model)
+        refuse_sharded(model, intervention.name)
         check_schedule(self.every)
         for opt in optimizer_list(optimizer):
             rule_for(opt)
@@ -268,7 +270,10 @@ class ResetHandle(Handle):
     def _missing(self, paths: list[str]) -> bool:
         """The step was due and nothing was measured: say so, and try again at the next step."""
         silent = [p for p in paths if not self.meter.gauges[p].count]
-        self._skip(", ".join(silent), "no training pass since the last step; the next one counts")
+        self._skip(
+            ", ".join(silent),
+            "no training pass (with finite gradients) since the last step; the next one counts",
+        )
         return False
 
     def _skip(self, layer: str, reason: str) -> None:
@@ -327,6 +332,17 @@ class ResetHandle(Handle):
         if self._lazy is not None:
             self._lazy.remove()
             self._lazy = None
+
+
+def refuse_sharded(model: nn.Module, name: str) -> None:
+    """Each rank of a sharded model holds a part of each row: edits by index are lost without an error."""
+    for path, parameter in model.named_parameters():
+        if is_sharded(parameter):
+            raise AttachError(
+                f"{name} does not write sharded parameters",
+                found=f"{path!r} is a {type(parameter).__name__}",
+                do="use DistributedDataParallel, or repair between two stages on the full, unsharded model",
+            )
 
 
 def _refuse_compiled(model: nn.Module) -> None:
