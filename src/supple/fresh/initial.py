@@ -195,7 +195,7 @@ def draw(
         _default_weight(module, parameter_name, fresh, generator)
     else:
         NAMED[initial](fresh, generator)
-    if not bool(torch.isfinite(fresh).all()):
+    if callable(initial) and not bool(torch.isfinite(fresh).all()):
         raise InputError(
             f"the initialiser left values of {parameter_name} that are not finite",
             do="fill the whole tensor in place",

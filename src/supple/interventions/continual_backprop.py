@@ -152,6 +152,7 @@ class ContinualBackpropHandle(ResetHandle):
         self.clocks = [0 for _ in optimizer_list(optimizer)]
         self.means: dict[str, Tensor] = {}  # by module: running mean of its inputs
         self.activity: dict[str, Tensor] = {}  # by module: running mean of |its inputs|, if lazy
+        self.paths: list[list[str]] = []  # by optimizer: modules whose inputs are read
         self.readers: dict[str, list[tuple[_Units, Site]]] = {}
         self.measured = False
         super().__init__(intervention, model, optimizer, inputs, topology)
@@ -165,6 +166,9 @@ class ContinualBackpropHandle(ResetHandle):
                 self._drop(layer, reason)
             else:
                 self._watch(layer, sites)
+        for group in self.layers:
+            sites = [s for x in group for s in self.units[x.name].sites]
+            self.paths.append(list(dict.fromkeys(s.module for s in sites)))
 
     def _transfer_refusal(self, sites: list[Site]) -> str | None:
         if not self.method.bias_transfer:
@@ -203,26 +207,32 @@ class ContinualBackpropHandle(ResetHandle):
         return {n: self._ranking(u) for n, u in self.units.items()}
 
     # -- the algorithm --------------------------------------------------------------------------
+    def _arm(self) -> None:
+        """Nothing to decide: it acts on every step, and the meter is always active."""
+
     def _act(self, layers: list[Layer]) -> bool:
         held = [self.units[x.name] for x in layers]
-        paths = list(dict.fromkeys(s.module for u in held for s in u.sites))
-        self.meter.reduce(paths, self.device)
-        if not all(self.meter.gauges[p].count for p in paths):
+        paths = self.paths[held[0].position]
+        if self.meter.group is not None:
+            self.meter.reduce(paths, self.device)
+        gauges, rest = self.meter.gauges, 1.0 - self.method.decay
+        if not all(gauges[p].count for p in paths):
             return self._missing(paths)
         self.measured = True
         self.clocks[held[0].position] += 1
-        for path in paths:
-            if path in self.means:
-                self.means[path].lerp_(self.meter.gauges[path].mean("signed"), 1.0 - self.method.decay)
-            if path in self.activity:
-                self.activity[path].lerp_(self.meter.gauges[path].mean("absolute"), 1.0 - self.method.decay)
+        for path, mean in self.means.items():
+            if path in paths:
+                mean.lerp_(gauges[path].mean("signed"), rest)
+        for path, mean in self.activity.items():
+            if path in paths:
+                mean.lerp_(gauges[path].mean("absolute"), rest)
         for units in held if self.method.utility != "lazy" else ():
             self._update(units)
         chosen = {u.layer.name: c for u in held if (c := self._choose(u)) is not None}
         if chosen:
             self._replace(chosen)
         for path in paths:
-            self.meter.gauges[path].clear()
+            gauges[path].clear()
         return True
 
     def _missing(self, paths: list[str]) -> bool:

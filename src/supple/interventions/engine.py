@@ -138,6 +138,7 @@ class ResetEngine:
         self.parameters: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
         self.buffers: dict[str, Tensor] = dict(model.named_buffers(remove_duplicate=False))
         self.modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
+        self._refusals: dict[str, str | None] = {}
         self.owners: dict[Tensor, Optimizer] = {}
         for optimizer in reversed(self.optimizers):
             for group in optimizer.param_groups:
@@ -152,7 +153,7 @@ class ResetEngine:
         pair = [layer, *([self.topology.layers[layer.gate_partner]] if layer.gate_partner else [])]
         for part in pair:  # the two halves of a gated unit are re-born together
             reason = (
-                self.topology.reset_refusal(part.name)
+                self._topology_refusal(part.name)
                 or self._structure_refusal(part)
                 or self._parameters_refusal(part, outgoing)
                 or self._initial_refusal(part, initial)
@@ -160,6 +161,12 @@ class ResetEngine:
             if reason is not None:
                 return reason
         return None
+
+    def _topology_refusal(self, name: str) -> str | None:
+        """The topology does not change: asked once for each layer."""
+        if name not in self._refusals:
+            self._refusals[name] = self.topology.reset_refusal(name)
+        return self._refusals[name]
 
     def _structure_refusal(self, layer: Layer) -> str | None:
         module = self.modules.get(layer.module)

@@ -36,9 +36,8 @@ class Gauge:
         self.sums: dict[str, Tensor] = {}
         self.count = 0  # samples times positions; samples alone where positive values are counted
 
-    @torch.no_grad()
     def add(self, module: nn.Module, value: Tensor) -> None:
-        value = value.detach()
+        value = value.detach()  # nothing below needs a gradient, so no_grad, which costs more, is not entered
         axis = channel_dim(module, value)
         count = value.numel() // max(value.shape[axis], 1)
         if not count:
