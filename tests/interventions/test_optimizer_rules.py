@@ -173,6 +173,19 @@ def test_optimizers_whose_fresh_first_update_is_larger_keep_their_own() -> None:
         assert first.mean().item() == pytest.approx(size, rel=1e-3)
 
 
+def test_the_average_of_asgd_starts_at_the_fresh_row() -> None:
+    p = _start()
+    opt = optim.ASGD([p], lr=0.1, t0=0.0)
+    for step in range(BEFORE):
+        p.grad = _gradient(step, (8, 5))
+        opt.step()
+    others = opt.state[p]["ax"].clone()
+    _reset(opt, p, ROWS)
+    average = opt.state[p]["ax"]
+    assert torch.equal(average[ROWS.at], p.detach()[ROWS.at])
+    assert torch.equal(average[[0, 2, 3, 5, 6, 7]], others[[0, 2, 3, 5, 6, 7]])
+
+
 # -- optimizers whose update of one element reads the whole matrix -----------------------------------
 
 

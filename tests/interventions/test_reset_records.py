@@ -149,6 +149,24 @@ def test_thresholds_are_renewed_at_every_nth_boundary() -> None:
     assert seen[4] == seen[7]
 
 
+@pytest.mark.parametrize(("longest", "want"), [(100, 60), (50, 50)])
+def test_a_threshold_grows_where_its_quantile_is_not_below_it(longest: int, want: int) -> None:
+    model, topo = nets.mlp(4, 6, 2)
+    with torch.no_grad():
+        model.fc1.bias[2] = -50.0  # never fires: its gaps are its thresholds
+    opt = SGD(model.parameters(), lr=0.0)
+    method = SelfNormalizedReset(threshold=20, update=6, expansion=3.0, longest=longest)
+    handle = method.attach(model, opt, topology=topo)
+    seen = []
+    for i in range(6):
+        with torch.no_grad():
+            model.fc1.bias[2] = -50.0
+        _step(model, opt, _data(10, 4, seed=i))
+        seen.append(handle.thresholds["fc1"][2].item())
+    assert seen[0] == 20
+    assert seen[5] == want  # its quantile is 20
+
+
 def test_layers_without_relu_are_left_out_with_the_reason() -> None:
     model, _ = nets.mlp(4, 6, 2)
     layers = [nets.layer(model, "fc1", activation="tanh"), nets.layer(model, "fc2", output=True)]
