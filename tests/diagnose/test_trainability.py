@@ -222,30 +222,9 @@ def test_nan_is_invalid_and_a_twin_that_cannot_learn_is_inconclusive() -> None:
     assert "twin itself" in seen.reason
 
 
-class Clock:
-    """A clock that moves only when a training step is made, at a fixed price."""
-
-    def __init__(self, price: float) -> None:
-        self.now, self.price, self.steps = 0.0, price, 0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def charge(self, *_: object) -> None:
-        self.now += self.price
-        self.steps += 1
-
-
 @pytest.mark.parametrize("price", [0.004, 0.02, 0.1, 0.5])
 def test_the_budget_is_kept(price: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(price)
-    monkeypatch.setattr(sys.modules[trainability.__module__], "time", clock)
-
-    def counted(network: nn.Module, *args: object, **options: object) -> list[float]:
-        network.register_forward_pre_hook(clock.charge)
-        return learn(network, *args, **options)
-
-    monkeypatch.setattr(sys.modules[trainability.__module__], "learn", counted)
+    clock = lab.Clock.in_place_of_time(monkeypatch, sys.modules[trainability.__module__], price)
     net = lab.built(lambda: lab.mlp((64, 16, 10)), 0)
     seen = trainability(net, lab.probe(64), F.cross_entropy, twin=twin_of(lab.mlp), budget=10.0)
     assert seen.seconds == clock.now

@@ -317,6 +317,8 @@ class Compensation:
     @torch.no_grad()
     def settle_(self, optimizer: Optimizer) -> None:
         """Give up the ages: store bias-free averages in the young slices; the optimizer goes on from there."""
+        if not self.ages:  # nothing was reset, so the optimizer may be one that no reset knows
+            return
         ageing = rule_for(optimizer).ageing
         for group in optimizer.param_groups:
             for param in group["params"]:
