@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import supple
+from supple.fresh import rule_for
 from supple.interventions import available, create
+from supple.interventions.compensation import compensation_of
+from supple.interventions.slices import Slice
 
 pytestmark = [
     pytest.mark.gpu,
@@ -23,6 +26,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ReDo": {"tau": 0.7, "every": 4},
     "ReGraMa": {"tau": 0.7, "every": 4},
     "HareTortoise": {"every": 4},
+    "SelfNormalizedReset": {"threshold": 64, "update": 5},
+    "CCBP": {"rate": 0.5, "every": 4},
+    "LayerReset": {"every": 4},
+    "PlasticityInjection": {"every": 4},
 }
 
 
@@ -162,5 +169,56 @@ def test_every_intervention_acts_and_continues_from_its_state(name: str) -> None
     other.load_state_dict(saved[1])
     second.load_state_dict(saved[2])
     train(again, other, second, range(8, 16))
+    second.detach()
     assert all(bool(p.isfinite().all()) for p in model.parameters())
     torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+CAPTURABLE: list[tuple[type[torch.optim.Optimizer], dict[str, Any]]] = [
+    (torch.optim.Adam, {"capturable": True, "eps": 1e-30}),
+    (torch.optim.Adam, {"capturable": True, "amsgrad": True, "foreach": True, "eps": 1e-30}),
+    (torch.optim.AdamW, {"fused": True, "capturable": True, "eps": 1e-30}),
+    (torch.optim.NAdam, {"capturable": True}),
+    (torch.optim.RAdam, {"capturable": True}),
+    (torch.optim.Adamax, {"capturable": True}),
+    (torch.optim.Adadelta, {"capturable": True}),
+    (torch.optim.RMSprop, {"capturable": True}),
+    (torch.optim.Rprop, {"capturable": True}),
+    (torch.optim.ASGD, {"capturable": True, "lambd": 0.0}),
+]
+
+
+@pytest.mark.parametrize(("cls", "settings"), CAPTURABLE)
+def test_a_reset_slice_is_fresh_and_others_do_not_notice_in_capturable_form(
+    cls: type, settings: dict[str, Any]
+) -> None:
+    rows = torch.tensor([1, 4], device="cuda")
+
+    def gradient(step: int) -> Tensor:
+        return torch.randn(8, 5, generator=torch.Generator().manual_seed(step), dtype=torch.float64).cuda()
+
+    def run(reset: bool) -> Tensor:
+        weight = torch.linspace(-1, 1, 40, dtype=torch.float64).reshape(8, 5).cuda().requires_grad_()
+        optimizer = cls([weight], lr=0.01, **settings)
+        for step in range(120):
+            if reset and step == 60:
+                rule = rule_for(optimizer)
+                assert rule.refusal(optimizer, weight) is None
+                with torch.no_grad():
+                    weight[rows] = 0.25
+                rule.clear_(optimizer, weight, (rows,))
+                if rule.ageing is not None:
+                    compensation_of(optimizer).mark(optimizer, weight, Slice(0, rows))
+            weight.grad = gradient(step)
+            optimizer.step()
+        return weight.detach()
+
+    fresh = torch.full((2, 5), 0.25, dtype=torch.float64, device="cuda", requires_grad=True)
+    optimizer = cls([fresh], lr=0.01, **settings)
+    for step in range(60, 120):
+        fresh.grad = gradient(step)[rows]
+        optimizer.step()
+    others = [0, 2, 3, 5, 6, 7]
+    got = run(True)
+    assert torch.equal(got[others], run(False)[others])
+    assert (got[rows] - fresh.detach()).abs().max() < 1e-6

@@ -195,5 +195,6 @@ class SelfNormalizedResetHandle(ResetHandle):
             raise InputError("the state holds other layers", found=sorted(state))
         for name, kept in state.items():
             units = self.units[name]
-            units.gap, units.threshold = kept["gap"].numpy().copy(), kept["threshold"].numpy().copy()
-            units.sketch.counts = kept["sketch"].numpy().copy()
+            units.gap, units.threshold, units.sketch.counts = (
+                kept[key].cpu().numpy().copy() for key in ("gap", "threshold", "sketch")
+            )
