@@ -40,6 +40,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ContinualBackprop": {"replacement_rate": 0.05, "maturity": 3},
     "ReDo": {"tau": 0.7, "every": 4},
     "ReGraMa": {"tau": 0.7, "every": 4},
+    "SelfNormalizedReset": {"threshold": 8, "update": 5},
+    "CCBP": {"rate": 0.5, "every": 4},
     "ShrinkAndPerturb": {},
     "HareTortoise": {"every": 4},
     "FIRE": {},

@@ -12,12 +12,15 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from supple.diagnose.probe_tasks import learn
 from supple.streams import digits
 
 Factory = Callable[[], nn.Module]
@@ -196,3 +199,29 @@ def store_worn(seeds: Sequence[int] = (0, 1)) -> None:
 
 if __name__ == "__main__":
     store_worn()
+
+
+class Clock:
+    """A clock that moves only when a training step is made, at a fixed price: budgets without the machine."""
+
+    def __init__(self, price: float) -> None:
+        self.now, self.price = 0.0, price
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def charge(self, *_: object) -> None:
+        self.now += self.price
+
+    @classmethod
+    def in_place_of_time(cls, patch: pytest.MonkeyPatch, module: Any, price: float) -> Clock:
+        """The clock of ``module``, which calls ``learn``, for the length of a test."""
+        clock = cls(price)
+
+        def counted(network: nn.Module, *args: Any, **options: Any) -> list[float]:
+            network.register_forward_pre_hook(clock.charge)
+            return learn(network, *args, **options)
+
+        patch.setattr(module, "time", clock)
+        patch.setattr(module, "learn", counted)
+        return clock

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import time
+import sys
 from typing import Any, ClassVar
 
 import pytest
@@ -203,7 +203,8 @@ def test_a_trial_ranks_what_it_measured_and_touches_nothing() -> None:
     assert found.to_dict()["arms"][0]["name"] == names[0]
 
 
-def test_a_trial_reorders_the_prescription_and_says_so() -> None:
+def test_a_trial_reorders_the_prescription_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.Clock.in_place_of_time(monkeypatch, sys.modules[trial.__module__], 1e-3)
     net, opt, _ = sick()
     found = trial(net, opt, lab.probe(64), F.cross_entropy, candidates=["SpoilerForTests"], budget=4)
     lines = (PrescriptionLine(None, "SpoilerForTests"), PrescriptionLine(None, "nothing"))
@@ -212,11 +213,13 @@ def test_a_trial_reorders_the_prescription_and_says_so() -> None:
     assert "trial" in ordered.note
 
 
-def test_the_budget_of_a_trial_is_kept() -> None:
+@pytest.mark.parametrize("price", [0.001, 0.005])
+def test_the_budget_of_a_trial_is_kept(price: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = lab.Clock.in_place_of_time(monkeypatch, sys.modules[trial.__module__], price)
     net, opt, _ = sick()
-    begun = time.monotonic()
-    trial(net, opt, lab.probe(64), F.cross_entropy, candidates=["nothing"], budget=3)
-    assert time.monotonic() - begun < 5
+    found = trial(net, opt, lab.probe(64), F.cross_entropy, candidates=["nothing"], budget=3)
+    assert found.seconds == clock.now
+    assert clock.now <= 3.0
     with pytest.raises(InputError, match="budget is too small"):
         trial(net, opt, lab.probe(64), F.cross_entropy, candidates=["nothing"], budget=0.01)
 

@@ -10,8 +10,17 @@ import torch
 from tests.reference.adam_per_element import ElementAdam
 from torch import Tensor
 
+from supple.interventions import compensation
 from supple.interventions.compensation import compensation_of, hold, load_state, release, state_of
 from supple.interventions.slices import Slice, along
+
+
+@pytest.fixture(params=["whole", "slices"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small parameters are moved as a whole, large ones slice by slice."""
+    if request.param == "slices":
+        monkeypatch.setattr(compensation, "_WHOLE", {"cpu": 0})
+
 
 VARIANTS = [
     (torch.optim.Adam, {}),
@@ -51,6 +60,7 @@ RESETS = {
 
 @pytest.mark.parametrize(("cls", "kw"), VARIANTS)
 @pytest.mark.parametrize("shape", [(8, 5), (8, 5, 2)])
+@pytest.mark.usefixtures("path")
 def test_equals_adam_with_a_step_count_per_element(cls: type, kw: dict, shape: tuple[int, ...]) -> None:
     p = torch.ones(shape, dtype=torch.float64, requires_grad=True)
     kw = {"lr": 1e-2, "eps": 0.0, **kw}
@@ -77,6 +87,7 @@ def test_equals_adam_with_a_step_count_per_element(cls: type, kw: dict, shape: t
 
 @pytest.mark.parametrize(("cls", "kw"), VARIANTS)
 @pytest.mark.parametrize("many", [False, True])
+@pytest.mark.usefixtures("path")
 def test_other_rows_move_bit_for_bit_as_without_the_reset(cls: type, kw: dict, many: bool) -> None:
     pair = []
     for resets in (False, True):
@@ -156,6 +167,7 @@ def test_old_rows_are_dropped_and_steps_without_gradient_do_not_count() -> None:
     assert p not in shared.ages
 
 
+@pytest.mark.usefixtures("path")
 def test_state_round_trip_and_settling() -> None:
     def run(reload: bool) -> Tensor:
         p = torch.zeros(4, 4, requires_grad=True)

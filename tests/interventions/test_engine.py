@@ -329,8 +329,8 @@ def test_refusals_name_layer_and_reason() -> None:
         _plan(model, topo, initial="glorot!")
     with pytest.raises(TopologyError, match=r"initial state has no 'fc1.weight'"):
         _plan(model, topo, initial={})
-    with pytest.raises(OptimizerRuleError, match="Adagrad"):
-        _plan(model, topo, opt=torch.optim.Adagrad(model.parameters()))
+    with pytest.raises(OptimizerRuleError, match=r"LBFGS: it keeps one history"):
+        _plan(model, topo, opt=torch.optim.LBFGS(model.parameters()))
     unresolved = Topology(topo.layers, topo.edges, (Refusal("fc2", "opaque", "topk", "fc1"),), topo.coverage)
     with pytest.raises(TopologyError, match="opaque at fc2"):
         _plan(model, unresolved)

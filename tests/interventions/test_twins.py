@@ -9,10 +9,30 @@ import pytest
 import torch
 from tests.interventions import nets
 from tests.reference.adam_per_element import ElementAdam
-from tests.reference.resets import ElementSGD, TwinContinualBackprop, TwinMLP, redo, regrama
+from tests.reference.resets import (
+    ElementSGD,
+    TwinCCBP,
+    TwinContinualBackprop,
+    TwinLazy,
+    TwinMLP,
+    TwinNature,
+    TwinSNR,
+    layer_reset,
+    redo,
+    regrama,
+)
 
 from supple import fresh
-from supple.interventions import ContinualBackprop, Handle, ReDo, ReGraMa, ResetEvent
+from supple.interventions import (
+    CCBP,
+    ContinualBackprop,
+    Handle,
+    LayerReset,
+    ReDo,
+    ReGraMa,
+    ResetEvent,
+    SelfNormalizedReset,
+)
 
 STEPS = 300
 SIZES = (6, 16, 12, 3)
@@ -33,7 +53,7 @@ def _batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _compare(
-    method: object, twin_act: Callable[[TwinMLP, Callable], Callable], kind: str
+    method: object, twin_act: Callable[[TwinMLP, Callable], Callable], kind: str, quiet: bool = False
 ) -> list[ResetEvent]:
     torch.manual_seed(3)
     model, topo = nets.mlp(*SIZES)
@@ -41,6 +61,8 @@ def _compare(
     with torch.no_grad():  # some units are dead from the start, so that every method has work
         model.fc1.bias[[2, 5, 11]] = -30.0
         model.fc2.bias[[1, 7]] = -30.0
+        if quiet:  # others that fire now and then
+            model.fc1.bias -= 2.0 * model.fc1.weight.norm(dim=1)
     make, make_twin = OPTIMIZERS[kind]
     layers = [model.fc1, model.fc2, model.fc3]
     twin = TwinMLP(
@@ -83,6 +105,49 @@ def test_continual_backprop(kind: str, utility: str, correct: bool) -> None:
 
     events = _compare(method, twin, kind)
     assert len(events) > 30
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize(("utility", "plain"), [("nature", TwinNature), ("lazy", TwinLazy)])
+def test_continual_backprop_as_listed_and_lazy(kind: str, utility: str, plain: type) -> None:
+    method = ContinualBackprop(replacement_rate=0.005, decay=0.97, maturity=20, utility=utility)
+
+    def twin(net: TwinMLP, drawn: Callable) -> Callable:
+        act = plain(net, drawn, 0.005, 0.97, 20).act
+        return lambda step: act()
+
+    assert len(_compare(method, twin, kind)) > 30
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("threshold", [64, 640])
+def test_self_normalized_reset(kind: str, threshold: int) -> None:
+    method = SelfNormalizedReset(rejection=0.3, threshold=threshold, update=40, longest=2000)
+
+    def twin(net: TwinMLP, drawn: Callable) -> Callable:
+        return TwinSNR(net, drawn, 0.3, threshold, 40, 2000).act
+
+    assert len(_compare(method, twin, kind, quiet=True)) > 5
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("curve", ["capped", "sigmoid"])
+def test_ccbp(kind: str, curve: str) -> None:
+    method = CCBP(rate=0.3, every=25, decay=0.9, steepness=4.0, curve=curve)
+
+    def twin(net: TwinMLP, drawn: Callable) -> Callable:
+        return TwinCCBP(net, drawn, 0.3, 25, 0.9, 4.0, curve == "capped").act
+
+    assert len(_compare(method, twin, kind)) == 2 * STEPS // 25
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("layers", [None, ("fc1",)])
+def test_layer_and_head_reset(kind: str, layers: tuple[str, ...] | None) -> None:
+    def twin(net: TwinMLP, drawn: Callable) -> Callable:
+        return lambda step: layer_reset(net, 2 if layers is None else 0, drawn) if step % 60 == 0 else None
+
+    assert len(_compare(LayerReset(layers=layers, every=60, bias="zero"), twin, kind)) == STEPS // 60
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)

@@ -146,3 +146,143 @@ def regrama(
         chosen.append([int(j) for j in order[:most] if mode == "percentage" or value[j] <= tau])
     for i, units in enumerate(chosen):
         net.reset(i, units, fresh, zero)
+
+
+class TwinNature:
+    """The listing of Dohare et al. 2024, line by line: no correction for age, one unit at most."""
+
+    def __init__(self, net: TwinMLP, fresh: Fresh, rate: float, decay: float, maturity: int) -> None:
+        self.net, self.fresh, self.rate, self.decay, self.maturity = net, fresh, rate, decay, maturity
+        sizes = [len(net.b[i].value) for i in range(net.hidden)]
+        self.u, self.a = [np.zeros(n) for n in sizes], [np.zeros(n, dtype=int) for n in sizes]
+        self.c = [0.0 for _ in sizes]
+
+    def act(self) -> None:
+        net, chosen = self.net, []
+        for i in range(net.hidden):
+            self.a[i] += 1
+            contribution = np.abs(net.h[i + 1]).mean(0) * np.abs(net.w[i + 1].value).sum(0)
+            self.u[i] = self.decay * self.u[i] + (1 - self.decay) * contribution
+            eligible = np.flatnonzero(self.a[i] > self.maturity)
+            self.c[i] += self.rate * len(eligible)
+            if self.c[i] > 1:
+                chosen.append((i, int(eligible[np.argmin(self.u[i][eligible])])))
+                self.c[i] -= 1
+        for i, r in chosen:
+            net.reset(i, [r], self.fresh)
+            self.u[i][r] = self.a[i][r] = 0
+
+
+class TwinLazy:
+    """E|h| is averaged; the outgoing weights are read at the moment of a replacement."""
+
+    def __init__(self, net: TwinMLP, fresh: Fresh, rate: float, decay: float, maturity: int) -> None:
+        self.net, self.fresh, self.rate, self.decay, self.maturity = net, fresh, rate, decay, maturity
+        sizes = [len(net.b[i].value) for i in range(net.hidden)]
+        self.h, self.a = [np.zeros(n) for n in sizes], [np.zeros(n, dtype=int) for n in sizes]
+        self.c = [0.0 for _ in sizes]
+
+    def act(self) -> None:
+        net, chosen = self.net, []
+        for i in range(net.hidden):
+            self.a[i] += 1
+            self.h[i] = self.decay * self.h[i] + (1 - self.decay) * np.abs(net.h[i + 1]).mean(0)
+            eligible = np.flatnonzero(self.a[i] > self.maturity)
+            self.c[i] += self.rate * len(eligible)
+            if self.c[i] > 1:
+                mean = self.h[i] / (1 - self.decay ** self.a[i])
+                u = mean * np.abs(net.w[i + 1].value).sum(0)
+                chosen.append((i, int(eligible[np.argmin(u[eligible])])))
+                self.c[i] -= 1
+        for i, r in chosen:
+            net.reset(i, [r], self.fresh)
+            self.h[i][r] = self.a[i][r] = 0
+
+
+class TwinSNR:
+    """Farias & Jozefiak 2025 with an exact histogram of gaps per unit."""
+
+    def __init__(
+        self, net: TwinMLP, fresh: Fresh, rejection: float, threshold: int, update: int, longest: int
+    ) -> None:
+        self.net, self.fresh = net, fresh
+        self.percentile, self.update, self.longest = 1 - rejection, update, longest
+        sizes = [len(net.b[i].value) for i in range(net.hidden)]
+        self.a = [[0] * n for n in sizes]
+        self.t = [[float(threshold)] * n for n in sizes]
+        self.hist = [[[0] * (longest + 1) for _ in range(n)] for n in sizes]
+
+    def _threshold(self, hist: list[int], old: float, batch: int) -> float:
+        total, running, index = sum(hist[1:]), 0, 1
+        for gap in range(1, self.longest + 1):
+            running += hist[gap]
+            if total and running / total >= self.percentile:
+                index = gap
+                break
+        return max(batch, min(index if index < old else 2 * old, self.longest))
+
+    def act(self, step: int) -> None:
+        net, chosen = self.net, []
+        for i in range(net.hidden):
+            batch, units = len(net.z[i]), []
+            for j in range(len(self.a[i])):
+                if step % self.update == 0:
+                    self.t[i][j] = self._threshold(self.hist[i][j], self.t[i][j], batch)
+                    self.hist[i][j] = [0] * (self.longest + 1)
+                if (net.z[i][:, j] > 0).any():
+                    self._record(i, j)
+                    self.a[i][j] = 0
+                else:
+                    self.a[i][j] += batch
+                if self.a[i][j] >= self.t[i][j]:
+                    self._record(i, j)
+                    self.a[i][j] = 0
+                    units.append(j)
+            chosen.append((i, units))
+        for i, units in chosen:
+            net.reset(i, units, self.fresh)
+
+    def _record(self, i: int, j: int) -> None:
+        if self.a[i][j] <= self.longest:
+            self.hist[i][j][self.a[i][j]] += 1
+
+
+class TwinCCBP:
+    """u follows the layer-normalised gradient; every so often all weights are pulled to fresh ones."""
+
+    def __init__(
+        self,
+        net: TwinMLP,
+        fresh: Fresh,
+        rate: float,
+        every: int,
+        decay: float,
+        steepness: float,
+        capped: bool,
+    ) -> None:
+        self.net, self.fresh, self.rate, self.every = net, fresh, rate, every
+        self.decay, self.steepness, self.capped = decay, steepness, capped
+        self.u = [np.ones(len(net.b[i].value)) for i in range(net.hidden)]
+
+    def act(self, step: int) -> None:
+        net = self.net
+        for i in range(net.hidden):
+            g = np.abs(net.grads[i]).mean(1)
+            self.u[i] = self.decay * self.u[i] + (1 - self.decay) * g / g.mean()
+        if step % self.every:
+            return
+        for i in range(net.hidden):
+            f = 1 / (1 + np.exp(self.steepness * (self.u[i] - 1)))
+            r = self.rate * (np.minimum(2 * f, 1) if self.capped else f)
+            net.w[i].value = (1 - r)[:, None] * net.w[i].value + r[:, None] * self.fresh(i, net.step_count)
+            net.w[i + 1].value = net.w[i + 1].value * (1 - r)[None, :]
+            self.u[i][:] = 1
+            net.log.append((net.step_count, i, tuple(range(len(r)))))
+
+
+def layer_reset(net: TwinMLP, layer: int, fresh: Fresh) -> None:
+    """All weights of one layer anew, bias 0, optimizer state fresh."""
+    everywhere = np.ones(net.w[layer].value.shape, dtype=bool)
+    net.w[layer].reset(everywhere, fresh(layer, net.step_count))
+    net.b[layer].reset(everywhere[:, 0], np.zeros(len(everywhere)))
+    net.log.append((net.step_count, layer, tuple(range(len(everywhere)))))

@@ -54,6 +54,10 @@ def _orthogonal(t: Tensor, g: torch.Generator) -> None:
     nn.init.orthogonal_(t, generator=g)
 
 
+def _zeros(t: Tensor, g: torch.Generator) -> None:
+    nn.init.zeros_(t)
+
+
 #: published laws by name. "kaiming_uniform" (= "he_uniform", bound sqrt(6 / fan_in)) is what the public
 #: ReDo and GraMa code re-draws; it is 2.45 times as wide as the default of PyTorch's Linear and Conv.
 NAMED: dict[str, Callable[[Tensor, torch.Generator], None]] = {
@@ -63,6 +67,7 @@ NAMED: dict[str, Callable[[Tensor, torch.Generator], None]] = {
     "lecun": _lecun,
     "xavier": _xavier,
     "orthogonal": _orthogonal,
+    "zeros": _zeros,
 }
 
 
@@ -190,7 +195,7 @@ def draw(
         _default_weight(module, parameter_name, fresh, generator)
     else:
         NAMED[initial](fresh, generator)
-    if not bool(torch.isfinite(fresh).all()):
+    if callable(initial) and not bool(torch.isfinite(fresh).all()):
         raise InputError(
             f"the initialiser left values of {parameter_name} that are not finite",
             do="fill the whole tensor in place",

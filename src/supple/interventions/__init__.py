@@ -4,6 +4,7 @@ class and the entry point group `supple.interventions`.
 """
 
 from supple.interventions.base import Handle, Intervention, available, create, register
+from supple.interventions.ccbp import CCBP
 from supple.interventions.cchain import CChain
 from supple.interventions.continual_backprop import ContinualBackprop
 from supple.interventions.engine import LayerSkipped, ResetEvent, ResetPlan, plan_reset
@@ -11,14 +12,18 @@ from supple.interventions.fire import FIRE
 from supple.interventions.hare_tortoise import HareTortoise
 from supple.interventions.l2 import L2
 from supple.interventions.l2_init import L2Init
+from supple.interventions.layer_reset import LayerReset
 from supple.interventions.penalty import Penalty, PenaltyHandle
+from supple.interventions.plasticity_injection import InjectedHead, PlasticityInjection
 from supple.interventions.redo import ReDo
 from supple.interventions.regrama import ReGraMa
+from supple.interventions.self_normalized_reset import SelfNormalizedReset
 from supple.interventions.shrink_perturb import ShrinkAndPerturb
 from supple.interventions.spectral import SpectralRegularization
 from supple.interventions.upgd import UPGD
 
 __all__ = [
+    "CCBP",
     "FIRE",
     "L2",
     "UPGD",
@@ -26,15 +31,19 @@ __all__ = [
     "ContinualBackprop",
     "Handle",
     "HareTortoise",
+    "InjectedHead",
     "Intervention",
     "L2Init",
+    "LayerReset",
     "LayerSkipped",
     "Penalty",
     "PenaltyHandle",
+    "PlasticityInjection",
     "ReDo",
     "ReGraMa",
     "ResetEvent",
     "ResetPlan",
+    "SelfNormalizedReset",
     "ShrinkAndPerturb",
     "SpectralRegularization",
     "available",

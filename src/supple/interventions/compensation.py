@@ -1,4 +1,4 @@
-"""Adam's step count for fresh rows: exact first updates without touching the other rows.
+"""The step count of fresh rows: exact first updates without touching the other rows.
 
 Adam keeps one step count t per tensor, so a row whose moments were zeroed at age 0 is corrected for bias as
 if it were t steps old: its first update is (1-b1)/sqrt(1-b2) = 3.2 times the learning rate. Setting t back
@@ -7,10 +7,12 @@ step the displacement of the young ones is multiplied by
 
     k(a) / k(t),   k(n) = sqrt(1 - b2^n) / (1 - b1^n)
 
-so that they move as under an Adam with a step count per element. A decoupled weight decay is not rescaled.
-Rows of age b2^a < 2e-3 (6,200 steps for b2 = 0.999) are old and left alone. Every other element is
-bit for bit where Adam put it. One deviation remains: eps acts as eps * sqrt((1-b2^t) / (1-b2^a)), up to 32
-times as strong at age 1, so a fresh row is never faster than the exact form, and slower where sqrt(v) ~ eps.
+so that they move as under an Adam with a step count per element (Adamax: k(n) = 1 / (1 - b1^n)); NAdam and
+RAdam, whose update is no such product, have their young rows moved anew from the state (`supple.fresh.ageing`).
+A decoupled weight decay is not rescaled. Rows of age b2^a < 2e-3 (6,200 steps for b2 = 0.999) are old and left
+alone. Every other element is bit for bit where the optimizer put it. One deviation remains: Adam's eps acts as
+eps * sqrt((1-b2^t) / (1-b2^a)), up to 32 times as strong at age 1, so a fresh row is never faster than the
+exact form, and slower where sqrt(v) ~ eps.
 
 Moments that are averages over steps with zero gradient follow Adam's own rule: nothing special is done.
 """
@@ -18,63 +20,46 @@ Moments that are averages over steps with zero gradient follow Adam's own rule: 
 from __future__ import annotations
 
 import functools
-import math
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from supple.errors import InputError
+from supple.fresh import Ageing, Recomputed, Scaled, rule_for
+from supple.fresh.ageing import betas, growth
+from supple.fresh.optimizers import group_of
 from supple.interventions.slices import Slice
 
-Betas: TypeAlias = tuple[float, float]
-
-_OLD = (1e-3, 2e-3)  # b1^a and b2^a below these: the factor is within 1e-3 of 1
 _PRUNE_EVERY = 256
 _NEVER = -(1 << 40)  # a birth so long ago that it is old
-
-
-@functools.lru_cache(maxsize=64)
-def _growths(betas: Betas) -> list[npt.NDArray[np.float64]]:
-    """1 - b1^a and 1 - b2^a for every age at which a row still counts as young."""
-    spans = [math.log(old) / math.log(b) if b > 0 else 0.0 for b, old in zip(betas, _OLD, strict=True)]
-    ages = np.arange(math.ceil(max(spans)) + 1, dtype=np.float64)
-    return [-np.expm1(ages * math.log(b)) if b > 0 else np.sign(ages) for b in betas]
-
-
-def _factors(betas: Betas, count: int) -> npt.NDArray[np.float64]:
-    """k(a) / k(count) by age; exactly 1 for old ages, of which there are as many as occur before a prune."""
-    first, second = _growths(betas)
-    curve = np.ones(len(first) + _PRUNE_EVERY + 1)
-    # age 0 does not occur after a step; its entry is never read
-    young = slice(1, len(first))
-    curve[young] = np.sqrt(second[1:]) / first[1:]
-    curve[young] *= (1.0 - betas[0] ** count) / math.sqrt(1.0 - betas[1] ** count)
-    return curve
+#: up to this many elements, moving a whole parameter is cheaper than gathering its young slices
+_WHOLE = {"cpu": 1 << 15}
+_WHOLE_ELSEWHERE = 1 << 20  # where a call costs more than its elements
 
 
 @dataclass
 class _Block:
     """Young positions along one axis of a parameter, or (``index`` None) the whole parameter."""
 
+    param: Tensor
     dim: int
     index: Tensor | None
     age: Tensor  # broadcastable to the block; where slices cross, of the younger
-    before: Tensor | None = None  # the values before the step
 
-    def read(self, param: Tensor) -> Tensor:
-        return param if self.index is None else param.index_select(self.dim, self.index)
+    def read(self, tensor: Tensor) -> Tensor:
+        return tensor if self.index is None else tensor.index_select(self.dim, self.index)
 
-    def write(self, param: Tensor, values: Tensor) -> None:
+    def write(self, values: Tensor) -> None:
         if self.index is None:
-            param.copy_(values)
+            self.param.copy_(values)
         else:
-            param.index_copy_(self.dim, self.index, values)
+            self.param.index_copy_(self.dim, self.index, values.to(self.param.dtype))
 
 
 class _Ages:
@@ -84,10 +69,6 @@ class _Ages:
         self.param, self.count = param, count
         # births along dim 0, along dim 1, and of single cells; absent where nothing was reset in that way
         self.births: dict[str, Tensor] = {}
-        self.blocks: list[_Block] = []
-        self.pending = False  # values were saved, the step is under way
-        self.decay: float | Tensor = 1.0  # factor of the decoupled weight decay in this step
-        self.betas: Betas = (0.9, 0.999)
 
     def mark(self, where: Slice) -> None:
         shape = tuple(self.param.shape)
@@ -97,16 +78,13 @@ class _Ages:
             key, sizes, index = "cells", shape[:2], (*index, where.cells.cpu())
         births = self.births.setdefault(key, torch.full(sizes, _NEVER, dtype=torch.int64))
         births[index] = self.count
-        self.refresh()
 
-    def prune(self) -> None:
+    def prune(self, span: int) -> None:
         """Forget the slices that are old."""
-        limit = len(_growths(self.betas)[0])
         for key, births in list(self.births.items()):
-            births[self.count - births >= limit] = _NEVER
+            births[self.count - births >= span] = _NEVER
             if bool((births == _NEVER).all()):
                 del self.births[key]
-        self.refresh()
 
     def _spread(self, key: str) -> Tensor:
         """Births over rows, columns or cells, shaped to broadcast against the parameter."""
@@ -118,74 +96,122 @@ class _Ages:
     def all_births(self) -> Tensor:
         return functools.reduce(torch.maximum, [self._spread(k) for k in self.births])
 
-    def refresh(self) -> None:
-        """Where few rows and columns are young, a step needs to look at those alone."""
-        self.blocks, self.pending = [], False
+    def blocks(self) -> list[_Block]:
+        """Where a large parameter has few young rows and columns, a step needs to look at those alone."""
         if not self.births:
-            return
-        births, device = self.all_births(), self.param.device
+            return []
+        births, device, param = self.all_births(), self.param.device, self.param
+        whole = [_Block(param, 0, None, (self.count - births).to(device))]
+        if param.numel() <= _WHOLE.get(device.type, _WHOLE_ELSEWHERE) or "cells" in self.births:
+            return whole
+        found = []
         for key, along in self.births.items():
-            young = torch.nonzero(along != _NEVER)
-            if key == "cells" or 2 * len(young) > len(along):
-                self.blocks = [_Block(0, None, (self.count - births).to(device))]
-                return
-            dim, index = int(key[-1]), young.flatten()
-            self.blocks.append(
-                _Block(dim, index.to(device), (self.count - births.index_select(dim, index)).to(device))
-            )
-
-    def save(self, group: dict[str, Any]) -> None:
-        self.pending, self.betas = True, _betas(group)
-        decoupled = group.get("decoupled_weight_decay", False) and group["weight_decay"] != 0
-        self.decay = 1 - group["lr"] * group["weight_decay"] if decoupled else 1.0
-        param = self.param.detach()
-        for block in self.blocks:
-            block.before = param.clone() if block.index is None else block.read(param)
-
-    def moves(self, table: Tensor) -> list[_Move]:
-        """What this step did to the young elements, and the factors; read before anything is written."""
-        param, found = self.param.detach(), []
-        for block in self.blocks:
-            if block.before is None:
-                continue
-            start, moved = block.before.to(table.dtype), block.read(param).to(table.dtype)
-            if not (isinstance(self.decay, float) and self.decay == 1.0):
-                start = start * self.decay
-            age = block.age.add_(1)
-            if block.index is None:  # here alone are elements that were never reset
-                age = age.clamp(max=len(table) - 1)
-            found.append(_Move(param, block, start, moved, table.take(age)))
-            block.before = None
+            young = torch.nonzero(along != _NEVER).flatten()
+            if 2 * len(young) > len(along):
+                return whole
+            dim = int(key[-1])
+            age = self.count - births.index_select(dim, young)
+            found.append(_Block(param, dim, young.to(device), age.to(device)))
         return found
 
 
-@dataclass
-class _Move:
-    """A block whose displacement is to be multiplied by ``factor``."""
+class _Pack:
+    """The blocks of a parameter group with one step count: all of them are moved by the same few calls.
 
-    param: Tensor
-    block: _Block
-    start: Tensor
-    moved: Tensor
-    factor: Tensor
-
-
-def _scale_(moves: list[_Move]) -> None:
-    """start + (moved - start) * k(a)/k(t); `lerp` with weight 1 returns the moved value bit for bit.
-
-    In one call for all parameters. Where a row crosses a column, both blocks hold the same value.
+    Where a row crosses a column, both blocks hold the same value.
     """
-    if not moves:
-        return
-    starts = [m.start for m in moves]  # copies of this step, free to be overwritten
-    torch._foreach_lerp_(starts, [m.moved for m in moves], [m.factor for m in moves])
-    for move, value in zip(moves, starts, strict=True):
-        move.block.write(move.param, value.to(move.param.dtype))
 
+    def __init__(
+        self, ageing: Ageing, group: dict[str, Any], ages: list[_Ages], curves: dict[Any, Tensor]
+    ) -> None:
+        self.ageing, self.group, self.key, self.ages = ageing, group, ageing.key(group), ages
+        self.count, self.held = ages[0].count, ages[0].param.dtype
+        self.dtype = torch.float64 if self.held == torch.float64 else torch.float32
+        self.span = ageing.span(group)
+        blocks = [b for a in ages for b in a.blocks()]
+        # blocks that are moved in place come first
+        in_place = [b for b in blocks if b.index is None and self.held == self.dtype]
+        self.blocks = in_place + [b for b in blocks if all(b is not x for x in in_place)]
+        self.params = [b.param for b in in_place]
+        self.copies = [torch.empty_like(p) for p in self.params]
+        self.starts: list[Tensor] = []
+        self.index = torch.cat([b.age.clamp(max=self.span).flatten() for b in self.blocks])
+        # behind the young ages as many old ones as occur before a prune
+        key = (self.key, self.dtype, self.index.device)
+        if key not in curves:
+            numbers = ageing.coefficients(group, np.arange(self.span, dtype=np.float64))
+            full = np.pad(numbers, ((0, 0), (0, _PRUNE_EVERY + 1)))
+            curves[key] = torch.from_numpy(full).to(self.index.device, self.dtype)
+        self.curve = curves[key]
+        self.factors = self.curve.new_empty(len(self.curve), len(self.index))
+        # views are made once: in a small network each costs as much as the arithmetic
+        self.first, self.old, self.last = self.curve[0], self.curve[0, self.span :], self.curve[0, -1]
+        self.weight, self.one = self.factors[0], self.curve.new_ones(())
+        sizes = [b.age.numel() for b in self.blocks]
+        rows = [row.split(sizes) for row in self.factors]
+        #: by coefficient and block, views of the factors
+        self.by_age = [[f.view(b.age.shape) for f, b in zip(row, self.blocks, strict=True)] for row in rows]
 
-def _betas(group: dict[str, Any]) -> Betas:
-    beta1, beta2 = group["betas"]
-    return float(beta1), float(beta2)
+    def fits(self, groups: list[dict[str, Any]]) -> bool:
+        """Whether the coming step concerns these blocks, under the same settings."""
+        return (
+            any(g is self.group for g in groups)
+            and self.ageing.key(self.group) == self.key
+            and all(
+                a.param.grad is not None
+                and a.param.dtype == self.held
+                and a.param.device == self.index.device
+                for a in self.ages
+            )
+        )
+
+    def save(self) -> None:
+        """Before the step: the young values."""
+        if self.copies:
+            torch._foreach_copy_(self.copies, self.params)
+        self.starts = self.copies + [
+            b.read(b.param).to(self.dtype, copy=True) for b in self.blocks[len(self.copies) :]
+        ]
+        group = self.group
+        decoupled = group.get("decoupled_weight_decay", False) and group["weight_decay"] != 0
+        self.decay = 1 - group["lr"] * group["weight_decay"] if decoupled else 1.0
+        self.coupled = 0.0 if decoupled else group.get("weight_decay", 0.0)
+
+    def move(self, optimizer: Optimizer) -> None:
+        """After the step: put the young elements where a step count of their own would have put them."""
+        self.count += 1
+        self.index.add_(1)
+        ends = [*self.params, *(b.read(b.param).to(self.dtype) for b in self.blocks[len(self.params) :])]
+        if not (isinstance(self.decay, float) and self.decay == 1.0):
+            torch._foreach_mul_(self.starts, self.decay)
+        if isinstance(self.ageing, Scaled):
+            self._scale_(self.ageing, ends)
+        elif isinstance(self.ageing, Recomputed):
+            self._recompute_(optimizer, self.ageing, ends)
+        else:
+            raise InputError("an ageing is Scaled or Recomputed", found=type(self.ageing).__name__)
+        for block, value in list(zip(self.blocks, ends, strict=True))[len(self.params) :]:
+            block.write(value)
+
+    def _scale_(self, ageing: Scaled, ends: list[Tensor]) -> None:
+        """end + (start - end) w with w = 1 - k(a)/k(t), exactly 0 for old ages: they keep their bits."""
+        self.old.fill_(ageing.at(self.group, self.count))
+        torch.take(self.first, self.index, out=self.weight)
+        torch.addcdiv(self.one, self.weight, self.last, value=-1, out=self.weight)
+        torch._foreach_lerp_(ends, self.starts, self.by_age[0])
+
+    def _recompute_(self, optimizer: Optimizer, ageing: Recomputed, ends: list[Tensor]) -> None:
+        torch.index_select(self.curve, 1, self.index, out=self.factors)
+        young, group = self.index < self.span, self.group
+        masks = young.split([b.age.numel() for b in self.blocks])
+        for i, (block, start, end) in enumerate(zip(self.blocks, self.starts, ends, strict=True)):
+            grad = block.read(cast(Tensor, block.param.grad)).to(self.dtype)
+            # a coupled decay goes with decay 1, so that start is where the step began
+            grad = (-grad if group.get("maximize") else grad) + self.coupled * start
+            state = optimizer.state[block.param]
+            slots = {n: block.read(state[n]).to(self.dtype) for n in ageing.averages}
+            way = ageing.direction(grad, slots, [row[i] for row in self.by_age], group["eps"])
+            end.copy_(torch.where(masks[i].view(block.age.shape), start - group["lr"] * way, end))
 
 
 def skips(optimizer: Optimizer) -> bool:
@@ -199,11 +225,17 @@ def skips(optimizer: Optimizer) -> bool:
 
 
 class Compensation:
-    """The young slices of one optimizer, and the two step hooks that watch them. Made by `mark`."""
+    """The young slices of one optimizer, and the two step hooks that watch them. Made by `mark`.
+
+    It must not hold the optimizer, which would then live for ever: the table of all of them is weak in it.
+    """
 
     def __init__(self) -> None:
         self.ages: dict[Tensor, _Ages] = {}
         self.holders = 0
+        self._packs: list[_Pack] = []
+        self._curves: dict[Any, Tensor] = {}  # what depends on the age, by settings
+        self._pending: list[_Ages] = []  # values were saved, the step is under way
         self._pre_hook: Any = None
         self._post_hook: Any = None
 
@@ -216,7 +248,12 @@ class Compensation:
                 return  # a parameter that was never stepped has only young rows
             ages = self.ages[param] = _Ages(param, int(step))
         ages.mark(where)
+        self.renew()
         self.listen(optimizer)
+
+    def renew(self) -> None:
+        """The births changed."""
+        self._packs = []
 
     def listen(self, optimizer: Optimizer) -> None:
         # A hook may not be added to the list that is being walked, and `mark` runs inside post-hooks: so
@@ -231,40 +268,64 @@ class Compensation:
             # before any hook that writes parameters after the step
             hooks = cast("OrderedDict[int, Any]", optimizer._optimizer_step_post_hooks)
             hooks.move_to_end(self._post_hook.id, last=False)
-        if not self.ages:
+        self._pending = []
+        ageing = rule_for(optimizer).ageing
+        if not self.ages or ageing is None:
             return
+        groups = optimizer.param_groups
+        known = sum(len(p.ages) for p in self._packs) == len(self.ages)  # nothing outside may step
+        if not (known and all(p.fits(groups) for p in self._packs)):
+            self._pack(optimizer, ageing)
+        self._pending = [a for p in self._packs for a in p.ages]
+        for pack in self._packs:
+            pack.save()
+
+    def _pack(self, optimizer: Optimizer, ageing: Ageing) -> None:
+        """Group what the coming step moves by settings, count, precision and place."""
+        packed: dict[tuple[Any, ...], tuple[dict[str, Any], list[_Ages]]] = {}
         for group in optimizer.param_groups:
             for param in group["params"]:
                 ages = self.ages.get(param)
                 if ages is not None and param.grad is not None:
-                    ages.save(group)
+                    key = (id(group), ages.count, param.dtype, param.device)
+                    packed.setdefault(key, (group, []))[1].append(ages)
+        self._packs = [_Pack(ageing, group, ages, self._curves) for group, ages in packed.values()]
 
     @torch.no_grad()
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if not self.ages or skips(optimizer):
+        if skips(optimizer):
             return
-        tables: dict[tuple[Any, ...], Tensor] = {}
-        stepped = [(param, ages) for param, ages in self.ages.items() if ages.pending]
-        moves: list[_Move] = []
-        for _, ages in stepped:
-            ages.pending = False
+        for ages in self._pending:
             ages.count += 1
-            moves += ages.moves(_table(tables, ages))
-        _scale_(moves)
-        for param, ages in stepped:
-            if ages.count % _PRUNE_EVERY == 0:
-                ages.prune()
-                if not ages.births:
-                    del self.ages[param]
+        for pack in self._packs if self._pending else ():
+            pack.move(optimizer)
+        self._prune(optimizer)
+        self._pending = []
+
+    def _prune(self, optimizer: Optimizer) -> None:
+        due = [a for a in self._pending if a.count % _PRUNE_EVERY == 0]
+        ageing = rule_for(optimizer).ageing
+        if ageing is None:
+            return
+        for ages in due:
+            ages.prune(ageing.span(group_of(optimizer, ages.param)))
+            if not ages.births:
+                del self.ages[ages.param]
+        if due:
+            self.renew()
 
     @torch.no_grad()
     def settle_(self, optimizer: Optimizer) -> None:
-        """Give up the ages: store bias-free moments in the young slices; plain Adam goes on from there."""
+        """Give up the ages: store bias-free averages in the young slices; the optimizer goes on from there."""
+        if not self.ages:  # nothing was reset, so the optimizer may be one that no reset knows
+            return
+        ageing = rule_for(optimizer).ageing
         for group in optimizer.param_groups:
             for param in group["params"]:
                 ages = self.ages.pop(param, None)
-                if ages is not None:
-                    _settle_moments(ages, optimizer.state[param], _betas(group))
+                if ages is not None and ageing is not None:
+                    _settle_averages(ages, optimizer.state[param], group, ageing)
+        self.renew()
 
     def remove(self) -> None:
         for hook in (self._pre_hook, self._post_hook):
@@ -273,26 +334,17 @@ class Compensation:
         self._pre_hook = self._post_hook = None
 
 
-def _table(tables: dict[tuple[Any, ...], Tensor], ages: _Ages) -> Tensor:
-    """Factors by age in the precision of the parameter (float32 at least), shared within one step."""
-    dtype = ages.param.dtype if ages.param.dtype == torch.float64 else torch.float32
-    key = (ages.betas, ages.count, dtype, ages.param.device)
-    if key not in tables:
-        factors = torch.from_numpy(_factors(ages.betas, ages.count))
-        tables[key] = factors.to(device=ages.param.device, dtype=dtype)
-    return tables[key]
-
-
-def _settle_moments(ages: _Ages, state: dict[str, Any], betas: Betas) -> None:
-    age = ages.count - ages.all_births()
-    slots = (("exp_avg",), ("exp_avg_sq", "max_exp_avg_sq"))
-    for growth, beta, names in zip(_growths(betas), betas, slots, strict=True):
-        factors = np.ones(len(growth) + 1)
-        factors[1:-1] = (1.0 - beta**ages.count) / growth[1:]  # at age 0 the moments are zero
-        factor = torch.from_numpy(factors)[age.clamp(max=len(growth))]
-        for name in names:
-            if state.get(name) is not None:
-                state[name].mul_(factor.to(state[name]))
+def _settle_averages(ages: _Ages, state: dict[str, Any], group: dict[str, Any], ageing: Ageing) -> None:
+    span = ageing.span(group)
+    age = (ages.count - ages.all_births()).clamp(max=span)
+    for name, position in ageing.averages.items():
+        if state.get(name) is None:
+            continue
+        beta = betas(group)[position]
+        factors = np.ones(span + 1)
+        # at age 0 the averages are zero
+        factors[1:-1] = (1.0 - beta**ages.count) / growth(beta, np.arange(1.0, span))
+        state[name].mul_(torch.from_numpy(factors)[age].to(state[name]))
 
 
 _ALL: WeakKeyDictionary[Optimizer, Compensation] = WeakKeyDictionary()
@@ -337,8 +389,8 @@ def load_state(optimizer: Optimizer, names: dict[Tensor, str], state: dict[str, 
     shared = compensation_of(optimizer)
     for param, name in names.items():
         shared.ages.pop(param, None)
+        shared.renew()
         if name in state:
             ages = shared.ages[param] = _Ages(param, int(state[name]["count"]))
             ages.births = {k: b.cpu().clone() for k, b in state[name]["births"].items()}
-            ages.refresh()
             shared.listen(optimizer)

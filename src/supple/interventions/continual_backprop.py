@@ -20,7 +20,9 @@ from supple.interventions.sums import absolute_sum
 from supple.status import Mechanism
 from supple.topology.graph import Layer, Topology
 
-UTILITIES = ("contribution", "zero_contribution", "adaptable")
+UTILITIES = ("contribution", "zero_contribution", "adaptable", "nature", "lazy")
+#: measured by the deviation from the running mean
+_CENTRED = ("zero_contribution", "adaptable")
 
 
 @register
@@ -34,19 +36,23 @@ class ContinualBackprop(ResetMethod):
 
     Dohare et al. 2024 (Nature 632), algorithm 1. Incoming row from the layer's initialiser, bias 0, outgoing
     weights 0, u = a = 0, optimizer state of those slices fresh. Where paper and public code differ: the
-    listing ranks by u without the correction for age (``correct_age=False``), so that young units are picked
-    first; the code corrects, and so does the default. The public correction of the next layer's bias is
-    always zero (it clears the mean before it reads it); ``bias_transfer`` is one that works. h is read at the
-    consumers' inputs in training passes, after pooling and flattening as in the public code; a unit with
-    several consumers sums over them. Handles: ``ages``, ``utilities``, ``log``.
+    listing ranks by u without the correction for age, so that young units are picked first (at a = 100 an
+    average with eta = 0.99 has 63 % of its height); the code corrects, and so does the default, for this
+    reason. ``utility="nature"`` is the listing to the letter. ``utility="lazy"`` averages E|h| alone and
+    multiplies by sum|W_out| when a unit is due: most steps then read no weight. It is another algorithm,
+    and has a name of its own. The public correction of the next layer's bias is always zero (it clears the
+    mean before it reads it); ``bias_transfer`` is one that works. h is read at the consumers' inputs in
+    training passes, after pooling and flattening as in the public code; a unit with several consumers sums
+    over them. Handles: ``ages``, ``utilities``, ``log``.
 
     Args:
         replacement_rate: rho, replaced share of the mature units per step, in [0, 1].
         decay: eta of the running utility, in [0, 1).
         maturity: m, steps before a unit may be replaced.
-        utility: "contribution" (the paper); "zero_contribution" uses E|h - mean h|; "adaptable" divides that
+        utility: "contribution"; "nature", the same without correction for age, one unit at most, no bias
+            transfer; "lazy", see above; "zero_contribution" uses E|h - mean h|; "adaptable" divides that
             by the mean |W_in| (the public ImageNet, MNIST and regression configurations).
-        correct_age: rank by the bias-corrected utility.
+        correct_age: rank by the bias-corrected utility; None is True but for "nature".
         bias_transfer: move the unit's mean contribution into the consumer's bias before it is zeroed;
             exact for constant units. Layers whose consumers have no bias are then left out.
         accumulate: carry fractions of a unit to later steps; False draws them (public code's other way).
@@ -59,8 +65,8 @@ class ContinualBackprop(ResetMethod):
     replacement_rate: float = 1e-4
     decay: float = 0.99
     maturity: int = 100
-    utility: Literal["contribution", "zero_contribution", "adaptable"] = "contribution"
-    correct_age: bool = True
+    utility: Literal["contribution", "zero_contribution", "adaptable", "nature", "lazy"] = "contribution"
+    correct_age: bool | None = None
     bias_transfer: bool = False
     accumulate: bool = True
     cap: int | None = 1
@@ -83,6 +89,21 @@ class ContinualBackprop(ResetMethod):
                 do=f"choose one of {', '.join(UTILITIES)}",
                 where=self.name,
             )
+
+        as_listed = not self.correct_age and not self.bias_transfer and self.accumulate and self.cap == 1
+        if self.utility == "nature" and not as_listed:
+            raise InputError(
+                'utility="nature" is the published listing, which has no such setting',
+                found=f"correct_age={self.correct_age}, bias_transfer={self.bias_transfer}, "
+                f"accumulate={self.accumulate}, cap={self.cap}",
+                do='leave them out, or choose utility="contribution"',
+                where=self.name,
+            )
+
+    @property
+    def corrects(self) -> bool:
+        """Whether the ranking is corrected for age."""
+        return self.utility != "nature" if self.correct_age is None else self.correct_age
 
     def attach(
         self, model: nn.Module, optimizer: Optimizers, *, inputs: Any = None, topology: Topology | None = None
@@ -130,6 +151,8 @@ class ContinualBackpropHandle(ResetHandle):
         self.units: dict[str, _Units] = {}
         self.clocks = [0 for _ in optimizer_list(optimizer)]
         self.means: dict[str, Tensor] = {}  # by module: running mean of its inputs
+        self.activity: dict[str, Tensor] = {}  # by module: running mean of |its inputs|, if lazy
+        self.paths: list[list[str]] = []  # by optimizer: modules whose inputs are read
         self.readers: dict[str, list[tuple[_Units, Site]]] = {}
         self.measured = False
         super().__init__(intervention, model, optimizer, inputs, topology)
@@ -143,6 +166,9 @@ class ContinualBackpropHandle(ResetHandle):
                 self._drop(layer, reason)
             else:
                 self._watch(layer, sites)
+        for group in self.layers:
+            sites = [s for x in group for s in self.units[x.name].sites]
+            self.paths.append(list(dict.fromkeys(s.module for s in sites)))
 
     def _transfer_refusal(self, sites: list[Site]) -> str | None:
         if not self.method.bias_transfer:
@@ -159,12 +185,14 @@ class ContinualBackpropHandle(ResetHandle):
         held = _Units(layer, sites, utility, np.zeros(layer.units, dtype=np.int64), position)
         self.units[layer.name] = held
         method = self.method
-        centre = None if method.utility == "contribution" else self._centre
+        centre = self._centre if method.utility in _CENTRED else None
         for site in sites:
             module = self.built.modules[site.module]
             self.meter.watch_input(site, module, signed=method.bias_transfer, centre=centre)
             if method.bias_transfer or centre is not None:
                 self.means.setdefault(site.module, utility.new_zeros(site.width))
+            if method.utility == "lazy":
+                self.activity.setdefault(site.module, utility.new_zeros(site.width))
             self.readers.setdefault(site.module, []).append((held, site))
 
     # -- what a user reads ----------------------------------------------------------------------
@@ -179,24 +207,32 @@ class ContinualBackpropHandle(ResetHandle):
         return {n: self._ranking(u) for n, u in self.units.items()}
 
     # -- the algorithm --------------------------------------------------------------------------
+    def _arm(self) -> None:
+        """Nothing to decide: it acts on every step, and the meter is always active."""
+
     def _act(self, layers: list[Layer]) -> bool:
         held = [self.units[x.name] for x in layers]
-        paths = list(dict.fromkeys(s.module for u in held for s in u.sites))
-        self.meter.reduce(paths, self.device)
-        if not all(self.meter.gauges[p].count for p in paths):
+        paths = self.paths[held[0].position]
+        if self.meter.group is not None:
+            self.meter.reduce(paths, self.device)
+        gauges, rest = self.meter.gauges, 1.0 - self.method.decay
+        if not all(gauges[p].count for p in paths):
             return self._missing(paths)
         self.measured = True
         self.clocks[held[0].position] += 1
-        for path in paths:
-            if path in self.means:
-                self.means[path].lerp_(self.meter.gauges[path].mean("signed"), 1.0 - self.method.decay)
-        for units in held:
+        for path, mean in self.means.items():
+            if path in paths:
+                mean.lerp_(gauges[path].mean("signed"), rest)
+        for path, mean in self.activity.items():
+            if path in paths:
+                mean.lerp_(gauges[path].mean("absolute"), rest)
+        for units in held if self.method.utility != "lazy" else ():
             self._update(units)
         chosen = {u.layer.name: c for u in held if (c := self._choose(u)) is not None}
         if chosen:
             self._replace(chosen)
         for path in paths:
-            self.meter.gauges[path].clear()
+            gauges[path].clear()
         return True
 
     def _missing(self, paths: list[str]) -> bool:
@@ -210,7 +246,7 @@ class ContinualBackpropHandle(ResetHandle):
 
     def _update(self, units: _Units) -> None:
         """u <- eta u + (1 - eta) E|h| sum|W_out|, summed over all consumers."""
-        kind = "absolute" if self.method.utility == "contribution" else "deviation"
+        kind = "deviation" if self.method.utility in _CENTRED else "absolute"
         rest = 1.0 - self.method.decay
         units.utility.mul_(self.method.decay)
         for site in units.sites:
@@ -265,10 +301,15 @@ class ContinualBackpropHandle(ResetHandle):
 
     def _ranking(self, units: _Units) -> Tensor:
         """(U,) a new tensor: the utility, corrected for age if asked (0 at age 0)."""
-        if not self.method.correct_age:
-            return units.utility.clone()
+        utility = units.utility.clone()
+        if self.method.utility == "lazy":
+            for site in units.sites:
+                now = self.activity[site.module] * self._outgoing_sum(site)
+                utility += site.gather(now, units.layer.units)
+        if not self.method.corrects:
+            return utility
         growth = 1.0 - self.method.decay ** np.maximum(self._clock(units) - units.births, 1)
-        return units.utility / torch.from_numpy(growth).to(units.utility)
+        return utility / torch.from_numpy(growth).to(utility)
 
     def _replace(self, chosen: dict[str, Tensor]) -> None:
         self._reset(chosen, self._transferred_means() if self.method.bias_transfer else None)
@@ -278,10 +319,11 @@ class ContinualBackpropHandle(ResetHandle):
             units.births[index.numpy()] = self._clock(units)
             units.until = 0
             for site in units.sites:
-                if site.module in self.means:
-                    gone = torch.isin(site.units, index)
-                    channels = site.channels[gone]
-                    self.means[site.module][channels[channels >= 0].to(units.utility.device)] = 0.0
+                channels = site.channels[torch.isin(site.units, index)]
+                channels = channels[channels >= 0].to(units.utility.device)
+                for averages in (self.means, self.activity):
+                    if site.module in averages:
+                        averages[site.module][channels] = 0.0
 
     # -- running means --------------------------------------------------------------------------
     def _centre(self, path: str, batch_mean: Tensor) -> Tensor:
@@ -317,6 +359,7 @@ class ContinualBackpropHandle(ResetHandle):
             "clocks": list(self.clocks),
             "measured": self.measured,
             "means": {p: m.clone() for p, m in self.means.items()},
+            "activity": {p: m.clone() for p, m in self.activity.items()},
             "layers": {
                 n: {
                     "utility": u.utility.clone(),
@@ -328,12 +371,15 @@ class ContinualBackpropHandle(ResetHandle):
         }
 
     def _load_own(self, state: dict[str, Any]) -> None:
-        if set(state["layers"]) != set(self.units) or set(state["means"]) != set(self.means):
+        averages = {"means": self.means, "activity": self.activity}
+        same = all(set(state[n]) == set(kept) for n, kept in averages.items())
+        if set(state["layers"]) != set(self.units) or not same:
             raise InputError("the state holds other layers", found=sorted(state["layers"]))
         self.clocks = [int(c) for c in state["clocks"]]
         self.measured = bool(state["measured"])
-        for path, mean in state["means"].items():
-            self.means[path].copy_(mean)
+        for kind, kept in averages.items():
+            for path, mean in state[kind].items():
+                kept[path].copy_(mean)
         for name, kept in state["layers"].items():
             units = self.units[name]
             units.utility.copy_(kept["utility"])

@@ -10,10 +10,10 @@ crosses the row of a later one, the row's fresh value stands (that unit's own ou
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -34,12 +34,20 @@ Initials: TypeAlias = Initial | Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class ResetEvent:
-    """Units of one layer that were re-born after optimizer step ``step``."""
+    """Units of one layer that were re-born after optimizer step ``step``.
+
+    ``removed`` is the share of the consumers' weights that this set to zero: the largest
+    ‖W_out[:, units]‖ / ‖W_out‖ of all consumers, a bound on the change of the function in weights; None where
+    outgoing weights are not zeroed. ``change`` is what it did to the outputs, measured, where the handle was
+    given a probe: ‖f_after(x) - f_before(x)‖ / ‖f_before(x)‖ of all resets of this step together.
+    """
 
     step: int
     layer: str
     units: tuple[int, ...]
     outgoing: str
+    removed: float | None = field(default=None, compare=False)
+    change: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -53,9 +61,9 @@ class LayerSkipped:
 
 @dataclass(frozen=True)
 class _Write:
-    """What happens to ``target[where.at]``: ``values`` replaces it, or is added to it.
+    """What happens to ``target[where.at]``: ``values`` replaces it, or keep * target[where.at] + values does.
 
-    ``optimizer`` is the owner whose state of the slice is cleared; None for buffers and for additions.
+    ``optimizer`` is the owner whose state of the slice is cleared; None for buffers and where state is kept.
     """
 
     name: str
@@ -63,7 +71,7 @@ class _Write:
     where: Slice
     values: Tensor | float
     optimizer: Optimizer | None = None
-    add: bool = False
+    keep: Tensor | float = 0.0
 
 
 def _write(target: Tensor, where: Slice, values: Tensor | float) -> None:
@@ -71,8 +79,8 @@ def _write(target: Tensor, where: Slice, values: Tensor | float) -> None:
     target[where.at] = values
 
 
-def _restore(target: Tensor, where: Slice, values: Tensor) -> None:
-    target[where.at] = values
+def _restore(target: Tensor, at: tuple[Any, ...], values: Tensor) -> None:
+    target[at] = values
 
 
 @dataclass
@@ -100,12 +108,14 @@ class ResetPlan:
         with ExitStack() as undo:
             for write in self.writes:
                 now = write.target[write.where.at]
-                undo.callback(_restore, write.target, write.where, now)
-                _write(write.target, write.where, now + write.values if write.add else write.values)
+                undo.callback(_restore, write.target, write.where.at, now)
+                mixed = isinstance(write.keep, Tensor) or write.keep != 0.0
+                values = write.keep * now + write.values if mixed else write.values
+                _write(write.target, write.where, values)
                 if write.optimizer is not None:
                     self._clear(write, write.optimizer, undo)
             for write in self.writes:
-                if write.optimizer is not None and rule_for(write.optimizer).bias_corrected:
+                if write.optimizer is not None and rule_for(write.optimizer).ageing is not None:
                     compensation_of(write.optimizer).mark(write.optimizer, write.target, write.where)
             undo.pop_all()
         self.applied = True
@@ -114,8 +124,8 @@ class ResetPlan:
     @staticmethod
     def _clear(write: _Write, optimizer: Optimizer, undo: ExitStack) -> None:
         rule = rule_for(optimizer)
-        for slot in rule.tensors(optimizer, write.target):
-            undo.callback(_restore, slot, write.where, slot[write.where.at])
+        for slot, at in rule.slices(optimizer, write.target, write.where.at):
+            undo.callback(_restore, slot, at, slot[at])
         rule.clear_(optimizer, write.target, write.where.at)
 
 
@@ -128,6 +138,7 @@ class ResetEngine:
         self.parameters: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
         self.buffers: dict[str, Tensor] = dict(model.named_buffers(remove_duplicate=False))
         self.modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
+        self._refusals: dict[str, str | None] = {}
         self.owners: dict[Tensor, Optimizer] = {}
         for optimizer in reversed(self.optimizers):
             for group in optimizer.param_groups:
@@ -142,7 +153,7 @@ class ResetEngine:
         pair = [layer, *([self.topology.layers[layer.gate_partner]] if layer.gate_partner else [])]
         for part in pair:  # the two halves of a gated unit are re-born together
             reason = (
-                self.topology.reset_refusal(part.name)
+                self._topology_refusal(part.name)
                 or self._structure_refusal(part)
                 or self._parameters_refusal(part, outgoing)
                 or self._initial_refusal(part, initial)
@@ -150,6 +161,12 @@ class ResetEngine:
             if reason is not None:
                 return reason
         return None
+
+    def _topology_refusal(self, name: str) -> str | None:
+        """The topology does not change: asked once for each layer."""
+        if name not in self._refusals:
+            self._refusals[name] = self.topology.reset_refusal(name)
+        return self._refusals[name]
 
     def _structure_refusal(self, layer: Layer) -> str | None:
         module = self.modules.get(layer.module)
@@ -237,10 +254,110 @@ class ResetEngine:
                 continue
             layer = self.topology.layers[name]
             writes += self._incoming(layer, units, seed, step, initial, bias)
+            removed = None
             if outgoing == "zero":
+                removed = self._removed(layer, units)
                 writes += self._outgoing(layer, units, means)
-            events.append(ResetEvent(step, name, tuple(units.tolist()), outgoing))
+            events.append(ResetEvent(step, name, tuple(units.tolist()), outgoing, removed))
         return ResetPlan(events, writes)
+
+    def _removed(self, layer: Layer, units: Tensor) -> float:
+        """The largest share of a consumer's weight that these units' columns are."""
+        shares = []
+        for edge in self.topology.consumers(layer.name):
+            weight = self.parameters[edge.weight].detach()
+            columns = weight[edge_slice(edge, units).to(weight.device).at]
+            norms = torch.stack([torch.linalg.vector_norm(t.float()) for t in (columns, weight)])
+            shares.append(norms[0] / norms[1].clamp(min=torch.finfo(torch.float32).tiny))
+        return float(torch.stack(shares).max()) if shares else 0.0
+
+    def plan_layers(
+        self,
+        names: Sequence[str],
+        *,
+        seed: int,
+        step: int,
+        initial: Initials = "auto",
+        bias: Bias = "fresh",
+    ) -> ResetPlan:
+        """All rows of whole layers, outputs included; what reads them is kept."""
+        writes: list[_Write] = []
+        events: list[ResetEvent] = []
+        for name in names:
+            reason = self.layer_refusal(name, initial)
+            if reason is not None:
+                raise TopologyError(f"layer {name!r} cannot be reset", found=reason, where=name)
+            layer = self.topology.layers[name]
+            writes += self._incoming(layer, torch.arange(layer.units), seed, step, initial, bias)
+            events.append(ResetEvent(step, name, tuple(range(layer.units)), "keep"))
+        return ResetPlan(events, writes)
+
+    def layer_refusal(self, name: str, initial: Initials = "auto") -> str | None:
+        """Why a whole layer cannot be reset, or None. Raises `OptimizerRuleError`."""
+        layer = self.topology.layers.get(name)
+        if layer is None:
+            return "the topology has no such layer"
+        return (
+            layer.lock
+            or self._structure_refusal(layer)
+            or self._parameters_refusal(layer, "keep")
+            or self._initial_refusal(layer, initial)
+        )
+
+    def plan_blend(
+        self, rates: Mapping[str, Tensor], *, seed: int, step: int, initial: Initials = "auto"
+    ) -> ResetPlan:
+        """W_in <- (1 - r) W_in + r fresh and W_out <- (1 - r) W_out, r (U,) a rate of each unit.
+
+        Biases, norms and optimizer state are kept. Layers in the order of the trace, each on the result of
+        the ones before it. Events list the units with r > 0; ``outgoing`` is "shrink".
+        """
+        writes: list[_Write] = []
+        events: list[ResetEvent] = []
+        for name in self.topology.layers:
+            if name not in rates or not bool((rates[name] > 0).any()):
+                continue
+            reason = self.refusal(name, "zero", initial)
+            if reason is not None:
+                raise TopologyError(f"units of layer {name!r} cannot be reset", found=reason, where=name)
+            layer, rate = self.topology.layers[name], rates[name]
+            writes += self._blend_incoming(layer, rate, seed, step, initial)
+            for unit_rates, where, edge in self._by_column(layer, rate):
+                weight = self.parameters[edge.weight]
+                keep = 1.0 - _along(unit_rates.to(weight), edge.dim, weight.dim(), where)
+                writes.append(_Write(edge.weight, weight, where.to(weight.device), 0.0, keep=keep))
+            units = torch.nonzero(rate > 0).flatten().tolist()
+            events.append(ResetEvent(step, name, tuple(units), "shrink"))
+        return ResetPlan(events, writes)
+
+    def _blend_incoming(
+        self, layer: Layer, rate: Tensor, seed: int, step: int, initial: Initials
+    ) -> list[_Write]:
+        units = torch.arange(layer.units)
+        fresh = self._incoming(replace(layer, bias=None, norms=()), units, seed, step, initial, "zero")
+        mixed = []
+        for write in fresh:
+            share = _along(rate.to(write.target), layer.unit_dim, write.target.dim(), write.where)
+            mixed.append(replace(write, values=share * write.values, keep=1.0 - share, optimizer=None))
+        return mixed
+
+    def _by_column(self, layer: Layer, rate: Tensor) -> list[tuple[Tensor, Slice, Edge]]:
+        """For each consumer: the rate of the unit behind each of the positions that a slice names."""
+        found = []
+        for edge in self.topology.consumers(layer.name):
+            columns = torch.from_numpy(edge.columns)
+            units = torch.from_numpy(edge.units)[:, None].expand_as(columns)
+            if edge.rows is None:
+                keep = columns >= 0
+                found.append((rate[units[keep].to(rate.device)], Slice(edge.dim, columns[keep]), edge))
+                continue
+            rows = torch.from_numpy(edge.rows)[:, :, None]
+            first, second = torch.broadcast_tensors(rows, columns[:, None, :])
+            owner = units[:, None, :].expand_as(first)
+            keep = (first >= 0) & (second >= 0)
+            pair = (first[keep], second[keep]) if edge.dim == 1 else (second[keep], first[keep])
+            found.append((rate[owner[keep].to(rate.device)], Slice(0, *pair), edge))
+        return found
 
     def _units(self, name: str, units: Tensor) -> Tensor:
         units = torch.as_tensor(units)
@@ -318,7 +435,14 @@ class ResetEngine:
             taps = taps.T
         mean = means[edge.consumer].to(bias)[where.index.to(bias.device)]
         everywhere = Slice(0, torch.arange(len(bias), device=bias.device))
-        return _Write(consumer.bias, bias, everywhere, taps @ mean, add=True)
+        return _Write(consumer.bias, bias, everywhere, taps @ mean, keep=1.0)
+
+
+def _along(values: Tensor, dim: int, dims: int, where: Slice) -> Tensor:
+    """(m,) one value for each position of the slice, shaped to multiply what ``where.at`` picks."""
+    if where.cells is not None:  # two axes were picked as one
+        return values.view(-1, *([1] * (dims - 2)))
+    return values.view(*([1] * dim), -1, *([1] * (dims - dim - 1)))
 
 
 _RUNNING = {"running_mean": 0.0, "running_var": 1.0}

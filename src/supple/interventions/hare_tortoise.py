@@ -65,7 +65,8 @@ class HareTortoiseHandle(Handle):
         fast: list[Tensor] = [*self._named.values()]
         torch._foreach_lerp_(slow, fast, 1.0 - self.intervention.momentum)
         if self.due(self.intervention.every):
-            torch._foreach_copy_(fast, slow)
+            for hare, tortoise in zip(fast, slow, strict=True):
+                hare.copy_(tortoise)  # one by one: the foreach form knows no sharded parameters
 
     def _state(self) -> dict[str, Any]:
         return {"tortoise": {n: t.clone() for n, t in self.tortoise.items()}}

@@ -22,19 +22,30 @@ Centre = Callable[[str, Tensor], Tensor]
 
 
 class Gauge:
-    """Sums per channel of one module: of |x|, and if asked of x and of |x - centre|."""
+    """Sums per channel of one module: of |x|, and if asked of x and of |x - centre|; or of x > 0 alone."""
 
-    def __init__(self, path: str, width: int, signed: bool = False, centre: Centre | None = None) -> None:
-        self.path, self.width, self.signed, self.centre = path, width, signed, centre
+    def __init__(
+        self,
+        path: str,
+        width: int,
+        signed: bool = False,
+        centre: Centre | None = None,
+        positive: bool = False,
+    ) -> None:
+        self.path, self.width, self.signed, self.centre, self.positive = path, width, signed, centre, positive
         self.sums: dict[str, Tensor] = {}
-        self.count = 0  # samples times positions
+        self.count = 0  # samples times positions; samples alone where positive values are counted
 
-    @torch.no_grad()
     def add(self, module: nn.Module, value: Tensor) -> None:
-        value = value.detach()
+        value = value.detach()  # nothing below needs a gradient, so no_grad, which costs more, is not entered
         axis = channel_dim(module, value)
         count = value.numel() // max(value.shape[axis], 1)
         if not count:
+            return
+        if self.positive:
+            others = [d for d in range(value.dim()) if d != axis]
+            self._sum("positive", (value > 0).sum(others, dtype=torch.float32))
+            self.count += value.shape[0]
             return
         if self.centre is None:
             self._sum("absolute", absolute_sum(value, axis))
@@ -81,14 +92,33 @@ class Meter:
             self._removers.append(module.register_forward_pre_hook(read))
         return self.gauges[site.module]
 
-    def watch_output_gradient(self, site: Site, module: nn.Module) -> Gauge:
-        """A gauge on dL/d(what the module gives): a tensor hook, placed only when the meter is active."""
-        gauge = self._gauge(site, {})
+    def watch_output(self, site: Site, module: nn.Module, **options: Any) -> Gauge:
+        """A gauge on what the module gives, before anything is done to it in place."""
+        gauge = self._gauge(site, options)
         if gauge is not None:
 
             def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+                if self.active and module.training and torch.is_grad_enabled() and isinstance(output, Tensor):
+                    gauge.add(module, output)
+
+            self._removers.append(module.register_forward_hook(read))
+        return self.gauges[site.module]
+
+    def watch_output_gradient(self, site: Site, module: nn.Module) -> Gauge:
+        """A gauge on dL/d(what the module gives): a tensor hook, placed only when the meter is active.
+
+        Gradients that are not finite are left out: a scaler that scaled too far skips their step.
+        """
+        gauge = self._gauge(site, {})
+        if gauge is not None:
+
+            def add(module: nn.Module, gradient: Tensor) -> None:
+                if bool(torch.isfinite(gradient.sum(dtype=torch.float32))):
+                    gauge.add(module, gradient)
+
+            def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
                 if self.active and module.training and isinstance(output, Tensor) and output.requires_grad:
-                    output.register_hook(functools.partial(gauge.add, module))
+                    output.register_hook(functools.partial(add, module))
 
             self._removers.append(module.register_forward_hook(read))
         return self.gauges[site.module]
@@ -140,6 +170,8 @@ class Meter:
 
 
 def _names(gauge: Gauge) -> list[str]:
+    if gauge.positive:
+        return ["positive"]
     if gauge.centre is not None:
         return ["signed", "deviation"]
     return ["absolute", "signed"] if gauge.signed else ["absolute"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,7 +24,16 @@ from supple.interventions.base import (
     check_schedule,
     optimizer_list,
 )
-from supple.interventions.engine import Bias, LayerSkipped, Outgoing, ResetEngine, ResetEvent
+from supple.interventions.engine import (
+    Bias,
+    Initials,
+    LayerSkipped,
+    Outgoing,
+    ResetEngine,
+    ResetEvent,
+    ResetPlan,
+)
+from supple.interventions.matrices import is_sharded
 from supple.interventions.meter import Meter
 from supple.topology.graph import Layer, Topology
 
@@ -48,7 +57,8 @@ class ResetMethod(Intervention):
 class ResetHandle(Handle):
     """An attached reset method.
 
-    ``log`` lists `ResetEvent` and `LayerSkipped`; ``topology`` is the trace, ``skipped`` maps the layers that
+    ``log`` lists `ResetEvent` (which units, and what it did) and `LayerSkipped`; `survival` tells which of them
+    lasted; ``topology`` is the trace, ``skipped`` maps the layers that
     are never reset to the reason. Each optimizer's step acts on the layers whose weights it holds.
     Subclasses implement `_prepare` (once the layers are known) and `_act`.
     """
@@ -62,6 +72,7 @@ class ResetHandle(Handle):
         self, intervention: Intervention, model: nn.Module, optimizer: Optimizers, inputs: Any, topology: Any
     ) -> None:
         _refuse_compiled(model)
+        refuse_sharded(model, intervention.name)
         check_schedule(self.every)
         for opt in optimizer_list(optimizer):
             rule_for(opt)
@@ -76,6 +87,7 @@ class ResetHandle(Handle):
         self.owed: set[int] = set()  # optimizers whose layers are due and have not been acted on
         self._waiting: dict[str, Any] | None = None
         self._lazy: Any = None
+        self._probe: Any = None
         super().__init__(intervention, model, optimizer)
         with ExitStack() as undo:
             undo.callback(self.detach)
@@ -129,11 +141,10 @@ class ResetHandle(Handle):
         for name in wanted or ():
             if name not in topology.layers:
                 raise AttachError(f"no layer {name!r} in the model", do=f"choose of {list(topology.layers)}")
-        # outputs are named only when they are asked for, and refused like anything else
-        for layer in topology.hidden if wanted is None else [topology.layers[n] for n in wanted]:
+        for layer in self._candidates(topology) if wanted is None else [topology.layers[n] for n in wanted]:
             if layer.name in partners:
                 continue
-            reason = engine.refusal(layer.name, self.outgoing, initial)
+            reason = self._refusal(engine, layer, initial)
             if reason is not None:
                 self.skipped[layer.name] = reason
                 continue
@@ -154,6 +165,14 @@ class ResetHandle(Handle):
             self._restore(self._waiting)
             self._waiting = None
         self._arm()
+
+    def _candidates(self, topology: Topology) -> list[Layer]:
+        """The layers to act on if the user names none."""
+        # outputs are named only when they are asked for, and refused like anything else
+        return list(topology.hidden)
+
+    def _refusal(self, engine: ResetEngine, layer: Layer, initial: Initials) -> str | None:
+        return engine.refusal(layer.name, self.outgoing, initial)
 
     def _drop(self, layer: Layer, reason: str) -> None:
         self.skipped[layer.name] = reason
@@ -208,12 +227,53 @@ class ResetHandle(Handle):
             bias=self.bias,
             means=means,
         )
-        self.log += plan.apply_()
+        self._apply(plan)
+
+    def _apply(self, plan: ResetPlan) -> None:
+        """Write a plan and log it, with the change of the outputs if there is a probe."""
+        before = self._outputs()
+        events = plan.apply_()
+        after = self._outputs()
+        if before is not None and after is not None:
+            change = float(torch.linalg.vector_norm(after - before) / torch.linalg.vector_norm(before))
+            events = [replace(e, change=change) for e in events]
+        self.log += events
+
+    # -- what a reset did -----------------------------------------------------------------------
+    def probe(self, inputs: Any) -> None:
+        """From now on each reset measures its change of the outputs on these inputs (None: no longer).
+
+        Two forward passes in eval mode per step that resets; the random state is not touched.
+        """
+        self._probe = inputs
+
+    def _outputs(self) -> Tensor | None:
+        """(P,) all outputs on the probe as one vector, or None without one."""
+        if self._probe is None:
+            return None
+        with tp.undisturbed(self.inner):
+            found = [t for t in tp.leaves(tp.call(self.inner, self._probe)) if t.is_floating_point()]
+        return torch.cat([t.flatten().double() for t in found])
+
+    def survival(self) -> list[tuple[ResetEvent, float]]:
+        """Each reset of the log with the share of its units that have not been reset again since."""
+        later: dict[str, set[int]] = {}
+        found: list[tuple[ResetEvent, float]] = []
+        for event in reversed(self.log):
+            if isinstance(event, ResetEvent):
+                again = later.setdefault(event.layer, set())
+                alive = sum(u not in again for u in event.units)
+                found.append((event, alive / len(event.units) if event.units else 1.0))
+                again.update(event.units)
+        return found[::-1]
 
     def _missing(self, paths: list[str]) -> bool:
         """The step was due and nothing was measured: say so, and try again at the next step."""
         silent = [p for p in paths if not self.meter.gauges[p].count]
-        self._skip(", ".join(silent), "no training pass since the last step; the next one counts")
+        self._skip(
+            ", ".join(silent),
+            "no training pass (with finite gradients) since the last step; the next one counts",
+        )
         return False
 
     def _skip(self, layer: str, reason: str) -> None:
@@ -272,6 +332,17 @@ class ResetHandle(Handle):
         if self._lazy is not None:
             self._lazy.remove()
             self._lazy = None
+
+
+def refuse_sharded(model: nn.Module, name: str) -> None:
+    """Each rank of a sharded model holds a part of each row: edits by index are lost without an error."""
+    for path, parameter in model.named_parameters():
+        if is_sharded(parameter):
+            raise AttachError(
+                f"{name} does not write sharded parameters",
+                found=f"{path!r} is a {type(parameter).__name__}",
+                do="use DistributedDataParallel, or repair between two stages on the full, unsharded model",
+            )
 
 
 def _refuse_compiled(model: nn.Module) -> None:

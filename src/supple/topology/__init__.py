@@ -4,8 +4,8 @@ eager probe pass; nothing is guessed from the order in which modules were define
 """
 
 from supple.topology.graph import Coverage, Edge, Layer, LayerCoverage, Norm, Refusal, Topology
-from supple.topology.inputs import batch_size, call, shrink
-from supple.topology.probe import trace
+from supple.topology.inputs import batch_size, call, leaves, shrink
+from supple.topology.probe import trace, undisturbed
 
 __all__ = [
     "Coverage",
@@ -17,6 +17,8 @@ __all__ = [
     "Topology",
     "batch_size",
     "call",
+    "leaves",
     "shrink",
     "trace",
+    "undisturbed",
 ]

@@ -46,7 +46,7 @@ def batch_size(inputs: Inputs) -> int | None:
     >>> batch_size({"ids": torch.zeros(4, 7), "scale": torch.tensor(2.0)})
     4
     """
-    for leaf in _leaves(inputs):
+    for leaf in leaves(inputs):
         if leaf.dim() > 0:
             return int(leaf.shape[0])
     return None
@@ -84,11 +84,12 @@ def shrink(inputs: Inputs, n: int) -> Inputs:
     return cut(inputs)
 
 
-def _leaves(item: Any) -> list[Tensor]:
+def leaves(item: Any) -> list[Tensor]:
+    """All tensors in nested tuples, lists and mappings, in order."""
     if isinstance(item, Tensor):
         return [item]
     if isinstance(item, Mapping):
         item = list(item.values())
     if isinstance(item, (tuple, list)):
-        return [leaf for x in item for leaf in _leaves(x)]
+        return [leaf for x in item for leaf in leaves(x)]
     return []

@@ -60,7 +60,7 @@ def trace(model: nn.Module, inputs: Inputs, *, forward: Forward | None = None) -
     for leaf in leaves(small):
         tracer.shadows.put(leaf, Meta(leaf.element_size()))
         tracer.shadows.write(leaf, torch.tensor(tracer.table.input))
-    with _undisturbed(model), _module_stack(tracer):
+    with undisturbed(model), _module_stack(tracer):
         try:
             with _Leaving(tracer), tracer:
                 outputs = call(model, small, forward)
@@ -185,7 +185,7 @@ def _refuse_module(tracer: Tracer, module: nn.Module, why: str, inputs: Any, res
 
 
 @contextlib.contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module) -> Iterator[None]:
     """Eval mode, no gradients, eager, attention fast path off; then everything as it was."""
     training = [(m, m.training) for m in model.modules()]
     renormed: list[Tensor] = [
