@@ -1,7 +1,11 @@
-"""Write the generated pages of docs/: results from results/*/*.json. ``--check`` fails if one is out of date."""
+"""Write the generated pages of docs/: results from results/*/*.json, instruments from the registry.
+
+``--check`` fails if one is out of date.
+"""
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from collections.abc import Callable
@@ -82,8 +86,68 @@ def results() -> dict[str, str]:
     return {**made, "results/README.md": results_index(sorted([*folders, *others]))}
 
 
+def instruments() -> dict[str, str]:
+    """The page of instruments: what the registry knows, and an entry for each record that they write."""
+    from instrument_entries import ENTRIES, MONITOR
+
+    from supple.observe.instruments import BUNDLES, available
+
+    table = available()
+    written = {record for item in table.values() for record in item.records}
+    wrong = [f"no entry for record {r!r}" for r in sorted(written - set(ENTRIES))]
+    wrong += [f"no instrument writes {r!r}" for r in sorted(set(ENTRIES) - written)]
+    if wrong:
+        raise SystemExit(
+            f"{'; '.join(wrong)}; where: docs/instrument_entries.py; do: mend it, then make docs"
+        )
+    lines = [NOTICE, "", *INSTRUMENTS_HEAD]
+    for cost in BUNDLES:
+        bundles = ", ".join(BUNDLES[BUNDLES.index(cost) :])
+        lines += [f"## Cost `{cost}`", "", f"In the bundles {bundles}.", ""]
+        for item in (i for i in table.values() if i.cost == cost):
+            text = " ".join(inspect.cleandoc(item.measure.__doc__ or "").split()).replace("``", "`")
+            needs = ", ".join(sorted(item.needs)) or "nothing of the probe"
+            least = f"at least {item.minimum} samples" if item.minimum > 1 else "any number of samples"
+            lines += [f"### `{item.name}`", "", text, "", f"Reads {needs}; {least}.", ""]
+            lines += [part for record in item.records for part in entry(record, ENTRIES[record])]
+    lines += ["## Rows that a Monitor adds", ""]
+    lines += [part for record, found in MONITOR.items() for part in entry(record, found)]
+    return {"instruments.md": "\n".join(lines)}
+
+
+INSTRUMENTS_HEAD = (
+    "# Instruments",
+    "",
+    "What `supple.observe.observe`, `supple.diagnose` and `supple.Monitor` write down. A value is one row (a record): its",
+    "instrument, layer (`*`: pooled), part (a packed block, a gate or a group), variant, value, error (relative, of",
+    "estimates), samples, status and note. The status is `measured`; `not_measured` with the reason in the note; or",
+    "`invalid` (NaN, Inf, a failed loss). Nothing is left out in silence: an output layer, an embedding and a layer that",
+    "could not be read have rows that say so.",
+    "",
+    "Letters: N samples, U units, P positions (pixels, tokens; 1 without), W a weight matrix (m, n), s its singular",
+    "values in descending order, k = min(m, n), C classes, n inputs of a kernel. Units are counted as units, positions",
+    "never.",
+    "",
+)
+
+
+def entry(record: str, found: Any) -> list[str]:
+    """One record as a list item with what is known of it."""
+    variants = [f"`{v}`" + (f" ({why})" if why else "") for v, why in found.variants.items() if v or why]
+    details = [
+        f"range {found.range}",
+        f"rows: {found.rows}",
+        *([f"variants {', '.join(variants)}"] if variants else []),
+        *([f"not measured: {found.missing}"] if found.missing != "–" else []),
+        *([f"formula in `supple.functional.{found.function}`"] if found.function else []),
+        *([f"array {found.arrays}"] if found.arrays else []),
+        *([f"source: {found.source}"] if found.source != "–" else []),
+    ]
+    return [f"* **`{record}`**: {found.formula}.", f"  {'; '.join(details)}.", ""]
+
+
 #: each source of generated pages; add one function here for a new kind of page
-SOURCES: tuple[Callable[[], dict[str, str]], ...] = (results,)
+SOURCES: tuple[Callable[[], dict[str, str]], ...] = (results, instruments)
 
 
 def main(arguments: list[str]) -> int:

@@ -75,8 +75,11 @@ def test_kinds_are_read_off_outputs_and_targets() -> None:
     assert read_kind(torch.randn(6, 1), torch.tensor([0.0, 1, 1, 0, 1, 0])).kind == "binary"
     with pytest.raises(InputError, match="class axis"):
         read_kind(torch.randn(6, 4), torch.zeros(5, dtype=torch.long))
+    assert read_kind({"aux": None, "logits": logits}, y).structured
     with pytest.raises(InputError, match="forward="):
-        read_kind({"logits": logits}, y)
+        read_kind({"text": "no tensor"}, y)
+    with pytest.raises(InputError, match="forward="):
+        read_kind(logits, {"labels": y})
 
 
 def test_a_task_depends_on_its_seed_alone_and_keeps_ignored_targets() -> None:
@@ -249,3 +252,40 @@ def test_nothing_of_the_caller_moves() -> None:
     assert not fired
     assert net.training
     assert all(p.grad is None for p in net.parameters())
+
+
+class _Structured(nn.Module):
+    def __init__(self, out: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, out))
+
+    def forward(self, x: torch.Tensor) -> dict[str, object]:
+        return {"aux": None, "logits": self.body(x)}
+
+
+@pytest.mark.parametrize("kind", ["classes", "values"])
+def test_a_network_that_returns_a_structure_learns_on_its_main_output(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.Clock.in_place_of_time(monkeypatch, sys.modules[trainability.__module__], 2e-3)
+    x, y = lab.probe(64)
+    targets = y if kind == "classes" else torch.randn(64, 10)
+    factory = lambda: _Structured(10)
+    plain = F.cross_entropy if kind == "classes" else F.mse_loss
+
+    def loss(outputs: dict[str, torch.Tensor], wanted: torch.Tensor) -> torch.Tensor:
+        return plain(outputs["logits"], wanted)
+
+    net = lab.built(factory, 0)
+    seen = trainability(net, (x, targets), loss, twin=twin_of(factory), optimizer=adam(net), budget=2)
+    assert seen.status is not Status.NOT_MEASURED
+    assert "of the main output" in seen.score
+    # the same network, its tensor picked out by the caller: the same task, the same learning
+    bare = trainability(
+        net, (x, targets), plain, twin=twin_of(factory), optimizer=adam(net), budget=2,
+        forward=lambda m, i: m(i)["logits"],
+    )  # fmt: skip
+    both = min(len(seen.scores), len(bare.scores))
+    assert both >= 3
+    assert seen.scores[:both] == bare.scores[:both]
+    assert seen.twin_scores[:both] == bare.twin_scores[:both]

@@ -238,6 +238,9 @@ CASES = {
     "compiled": (lambda: torch.compile(mlp(), backend="eager"), (_rows(5), LABELS), F.cross_entropy),
 }
 
+#: architectures that people train, in small
+MODELS = ("convnet", "resnet18", "gpt", "vit", "unet", "attention", "actor_critic", "half")
+
 
 def build(name):
     """(model, batch, loss_fn), the same weights at every call."""

@@ -8,10 +8,11 @@ charged for old answers that it has to unlearn first. That cost is measured too 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +20,10 @@ from torch import Tensor, nn
 
 from supple.diagnose.copies import ready_to_train
 from supple.errors import InputError
+from supple.observe.batch import main_output
 from supple.topology.inputs import Forward, batch_size, call, shrink
 
+IGNORED = -100  # a target that cross entropy leaves out
 LossFn = Callable[[Any, Any], Tensor]
 
 
@@ -51,7 +54,9 @@ class ProbeKind:
     """What the targets are like, read off one batch: ``kind`` "classes" | "binary" | "values".
 
     ``outputs`` says what the network returns: "logits" (or values), "log-probabilities", "probabilities".
-    ``class_dim`` is the axis of the classes, ``scale`` the standard deviation of real targets.
+    ``class_dim`` is the axis of the classes, ``scale`` the standard deviation of real targets. ``structured``:
+    the network returns more than a tensor, so that its main output (`supple.observe.batch.main_output`) is
+    taught with a loss of the kind instead of the caller's.
     """
 
     kind: str
@@ -59,6 +64,7 @@ class ProbeKind:
     classes: int = 0
     class_dim: int = -1
     scale: float = 1.0
+    structured: bool = False
 
     @property
     def chance(self) -> float:
@@ -72,11 +78,15 @@ def read_kind(outputs: Any, targets: Any) -> ProbeKind:
     >>> read_kind(torch.randn(4, 3), torch.tensor([0, 1, 2, 0])).classes
     3
     """
+    if not isinstance(outputs, Tensor):
+        main = main_output(outputs)
+        if main is not None and isinstance(targets, Tensor):
+            return dataclasses.replace(read_kind(main, targets), structured=True)
     if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
         raise InputError(
-            "random targets need tensor outputs and tensor targets",
+            "random targets need an output tensor and tensor targets",
             found=f"{type(outputs).__name__} and {type(targets).__name__}",
-            do="pass forward=lambda model, inputs: the tensor of logits or values",
+            do="pass forward=lambda model, inputs: the tensor of logits or values, and a loss on it",
         )
     if targets.is_floating_point():
         return _read_values(outputs.float(), targets.float())
@@ -167,18 +177,22 @@ class ProbeTask:
     def answer(self, network: nn.Module, inputs: Any) -> Tensor:
         """The network's outputs as logits or values."""
         z = call(network, inputs, self.forward)
+        if self.kind.structured:
+            z = cast("Tensor", main_output(z))  # `read_kind` found it
         if self.kind.outputs == "probabilities":
             z = z.clamp(1e-6, 1 - 1e-6) if self.kind.kind == "binary" else z.clamp_min(1e-6)
             return torch.logit(z) if self.kind.kind == "binary" else z.log()
         return z
 
     def loss(self, z: Tensor, y: Tensor) -> Tensor:
-        """The caller's loss; cross entropy on logits where the network returns (log-)probabilities."""
-        if self.kind.outputs == "logits":
+        """The caller's loss; the one of the kind where the network returns probabilities or a structure."""
+        if self.kind.outputs == "logits" and not self.kind.structured:
             return self.loss_fn(z, y)
+        if self.kind.kind == "values":
+            return F.mse_loss(z, y.reshape(z.shape))
         if self.kind.kind == "binary":
             return F.binary_cross_entropy_with_logits(z, y.reshape(z.shape))
-        return F.cross_entropy(z.movedim(self.kind.class_dim, 1), y)
+        return F.cross_entropy(z.movedim(self.kind.class_dim, 1), torch.where(y < 0, IGNORED, y))
 
     def base(self, network: nn.Module) -> Tensor:
         """Its answer to every probe sample now, in the mode in which it will be trained."""

@@ -311,6 +311,8 @@ class _Race:
         cold: float = math.nan,
     ) -> Trainability:
         score = "" if self.kind is None else SCORES[self.kind.kind]
+        if self.kind is not None and self.kind.structured:
+            score += ", of the main output, with a loss of its own"
         return Trainability(
             status, reason, ratio, lo, hi, cold, tuple(self.mine), tuple(self.twins[: len(self.mine)]),
             self.steps, time.monotonic() - self.started, self.samples, self.recipe.text, score,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -78,9 +79,13 @@ def _corrected(probe: Probe, view: LayerView, s: Tensor, note: str) -> Record:
     if min(samples - 1, units) < NULL_SIDE:
         few = f"the null needs {NULL_SIDE} units and {NULL_SIDE + 1} samples; found: {units} and {samples}"
         return probe.unmeasured("feature_effective_rank", few, view, variant=NULL)
-    null = F.effective_rank(F.null_singular_values(samples - 1, units))
-    value = F.effective_rank(s) / null
+    value = F.effective_rank(s) / _null_rank(samples - 1, units)
     return probe.record("feature_effective_rank", value, view, variant=NULL, note=note)
+
+
+@functools.lru_cache(maxsize=256)
+def _null_rank(samples: int, units: int) -> float:
+    return float(F.effective_rank(F.null_singular_values(samples, units)))
 
 
 def _features(post: Tensor) -> tuple[Tensor, str]:
