@@ -15,14 +15,20 @@ from supple.errors import SuppleError
 from supple.interventions import (
     CCBP,
     FIRE,
+    L2,
+    UPGD,
+    CChain,
     ContinualBackprop,
     HareTortoise,
+    L2Init,
     LayerReset,
     PlasticityInjection,
     ReDo,
     ReGraMa,
     ResetEvent,
     SelfNormalizedReset,
+    ShrinkAndPerturb,
+    SpectralRegularization,
 )
 
 REPLICATED = {
@@ -40,6 +46,12 @@ SHARDED = {
     "injection": PlasticityInjection(head="fc3", every=3),
     "fire": FIRE(every=3),
     "hare": HareTortoise(every=3),
+    "upgd": UPGD(),
+    "l2": L2(coef=0.01),
+    "l2init": L2Init(coef=0.01),
+    "perturb": ShrinkAndPerturb(every=3),
+    "cchain": CChain(),
+    "spectral": SpectralRegularization(coef=0.01),
 }
 
 
@@ -91,7 +103,7 @@ def sharded(name: str) -> dict[str, Any]:
                 fully_shard(layer, mesh=mesh)
             fully_shard(model, mesh=mesh)
         opt = torch.optim.SGD(model.parameters(), lr=0.05)
-        keywords = {} if name in ("injection", "fire", "hare") else {"topology": topo}
+        keywords = {"topology": topo} if name in REPLICATED else {}
         SHARDED[name].attach(model, opt, **keywords)
         for step in range(6):
             x = torch.randn(8, 6, generator=torch.Generator().manual_seed(step))

@@ -195,3 +195,14 @@ def _vectors(
 def is_sharded(parameter: Tensor) -> bool:
     """A DTensor, of which each rank holds a part."""
     return isinstance(parameter, torch.Tensor) and hasattr(parameter, "full_tensor")
+
+
+def refuse_sharded(model: nn.Module, name: str) -> None:
+    """Each rank of a sharded model holds a part of each row: edits by index are lost without an error."""
+    for path, parameter in model.named_parameters():
+        if is_sharded(parameter):
+            raise AttachError(
+                f"{name} does not write sharded parameters",
+                found=f"{path!r} is a {type(parameter).__name__}",
+                do="use DistributedDataParallel, or repair between two stages on the full, unsharded model",
+            )

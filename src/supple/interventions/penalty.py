@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 
 from supple.errors import AttachError, InputError
 from supple.interventions.base import Handle, Intervention, Optimizers, optimizer_list
+from supple.interventions.matrices import refuse_sharded
 
 #: decides which parameters a penalty covers: (owning module, qualified parameter name) -> bool
 Filter: TypeAlias = Callable[[nn.Module, str], bool]
@@ -249,6 +250,7 @@ class Penalty(Intervention):
 
     def attach(self, model: nn.Module, optimizer: Optimizers, *, inputs: Any = None) -> PenaltyHandle[Any]:
         """Check, then hook the optimizer(s); each parameter counts once, with the first that holds it."""
+        refuse_sharded(model, self.name)
         held_parameters(model, optimizer_list(optimizer))
         handle = self.handle_class(self, model, optimizer)
         try:

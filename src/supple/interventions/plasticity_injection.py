@@ -14,7 +14,7 @@ from supple import topology as tp
 from supple.errors import AttachError, InputError
 from supple.fresh import check_initial, draw, generator
 from supple.interventions.base import Handle, Intervention, Optimizers, Schedule, check_schedule, register
-from supple.interventions.resetting import refuse_sharded
+from supple.interventions.matrices import refuse_sharded
 
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 _PLAIN = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.Bilinear, *_NORMS)

@@ -33,7 +33,7 @@ from supple.interventions.engine import (
     ResetEvent,
     ResetPlan,
 )
-from supple.interventions.matrices import is_sharded
+from supple.interventions.matrices import refuse_sharded
 from supple.interventions.meter import Meter
 from supple.topology.graph import Layer, Topology
 
@@ -332,17 +332,6 @@ class ResetHandle(Handle):
         if self._lazy is not None:
             self._lazy.remove()
             self._lazy = None
-
-
-def refuse_sharded(model: nn.Module, name: str) -> None:
-    """Each rank of a sharded model holds a part of each row: edits by index are lost without an error."""
-    for path, parameter in model.named_parameters():
-        if is_sharded(parameter):
-            raise AttachError(
-                f"{name} does not write sharded parameters",
-                found=f"{path!r} is a {type(parameter).__name__}",
-                do="use DistributedDataParallel, or repair between two stages on the full, unsharded model",
-            )
 
 
 def _refuse_compiled(model: nn.Module) -> None:

@@ -12,6 +12,7 @@ from torch.optim import SGD, Optimizer
 from supple.errors import InputError, OptimizerRuleError
 from supple.fresh import generator
 from supple.interventions.base import Handle, Intervention, Optimizers, register
+from supple.interventions.matrices import refuse_sharded
 
 
 @register
@@ -57,6 +58,7 @@ class UPGDHandle(Handle):
     intervention: UPGD
 
     def __init__(self, intervention: UPGD, model: nn.Module, optimizer: Optimizers) -> None:
+        refuse_sharded(model, intervention.name)
         super().__init__(intervention, model, optimizer)
         for opt in self.optimizers:
             if type(opt) is not SGD or any(group["momentum"] for group in opt.param_groups):
