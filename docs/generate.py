@@ -101,9 +101,9 @@ def instruments() -> dict[str, str]:
             f"{'; '.join(wrong)}; where: docs/instrument_entries.py; do: mend it, then make docs"
         )
     lines = [NOTICE, "", *INSTRUMENTS_HEAD]
-    for cost in BUNDLES:
-        bundles = ", ".join(BUNDLES[BUNDLES.index(cost) :])
-        lines += [f"## Cost `{cost}`", "", f"In the bundles {bundles}.", ""]
+    for cost in (*BUNDLES, "training"):
+        where = f"In the bundles {', '.join(BUNDLES[BUNDLES.index(cost) :])}." if cost in BUNDLES else ALONE
+        lines += [f"## Cost `{cost}`", "", where, ""]
         for item in (i for i in table.values() if i.cost == cost):
             text = " ".join(inspect.cleandoc(item.measure.__doc__ or "").split()).replace("``", "`")
             needs = ", ".join(sorted(item.needs)) or "nothing of the probe"
@@ -115,6 +115,7 @@ def instruments() -> dict[str, str]:
     return {"instruments.md": "\n".join(lines)}
 
 
+ALONE = "In no bundle: asked for by name, as it trains copies for seconds."
 INSTRUMENTS_HEAD = (
     "# Instruments",
     "",

@@ -6,7 +6,7 @@ s its singular values in descending order, k = min(m, n), C classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -170,15 +170,83 @@ ENTRIES: dict[str, Entry] = {
     "ntk_trace": Entry("Σ λ", "≥ 0", KERNEL, "–", "pooled", function="kernel_statistics"),
     "churn": Entry(
         "change of the outputs on every other sample after one step on the rest", "≥ 0",
-        "outputs without a sample axis; `kl`, `flip`: not a classification", "Tang et al. 2025, arXiv 2506.00592",
+        "outputs without a sample axis; `kl`, `ce`, `flip`: not a classification", "Tang et al. 2025, arXiv 2506.00592",
         "pooled",
         {
             "kl": "mean KL(before, after), nats", "mse": "mean squared change", "flip": "share of classes that change",
+            "ce": "KL plus the entropy before, as the authors log it",
             "relative": "mean change off the batch over that on it",
+            "*,lag=*": "(Monitor) of the run itself on the whole probe, over the last k steps: `kl,lag=1`, …",
+            "*,initial": "(Monitor) the same since the monitor was attached",
         },
         "churn",
     ),
+    "one_step_gain": Entry(
+        "(loss before − loss after) / loss before, of one step on every other sample", "≤ 1",
+        "a loss that is not positive",
+        "–", "pooled", {"batch": "on the samples of the step", "held_out": "on the other ones"},
+    ),
+    # -- plasticity ---------------------------------------------------------------------------
+    "trainability": Entry(
+        "mean score of copies of the network over that of fresh twins, on the same fresh tasks",
+        "about [0, 1]; lo, hi: 95 %",
+        "no reference; fewer than 8 samples; the twin itself learns next to nothing", "measured here", "pooled",
+        {
+            "": "the ratio", "score": "mean over the course, of the network", "twin_score": "of its twins",
+            "with_unlearning": "the ratio without subtracting the old answers",
+        },
+    ),
 }  # fmt: skip
+
+
+def _kernels() -> dict[str, Entry]:
+    """The other kernels have the statistics of the trace kernel."""
+    made = {}
+    for kind, what in (
+        ("full", "the kernel of all outputs (n C, n C), row n C + c"),
+        ("scalar", "the kernel (n, n) of the one output Σ_c f_c / √C"),
+    ):
+        for name in ("rank99", "effective_rank", "condition", "mean_cosine", "trace"):
+            twin = ENTRIES[f"ntk_{name}"]
+            variants = {k: v.replace("n", "its rows") for k, v in twin.variants.items()}
+            missing = KERNEL + ("; more than 2048 rows for 8 inputs")
+            array = f"`ntk_{kind}_spectrum`" if twin.arrays else ""
+            made[f"ntk_{kind}_{name}"] = replace(
+                twin, formula=f"`ntk_{name}` of {what}", range=twin.range.replace("n]", "rows]"), missing=missing,
+                variants=variants, arrays=array,
+            )  # fmt: skip
+    return made
+
+
+def _curvature() -> dict[str, Entry]:
+    made = {}
+    for matrix, formula, function, source in (
+        ("ggn", "Gauss-Newton matrix (1/n) Σ J_iᵀ H_i J_i", "ggn_spectrum", "Schraudolph 2002"),
+        ("fisher", "empirical Fisher (1/n) Σ g_i g_iᵀ", "fisher_spectrum", "–"),
+    ):
+        for name, what, span in (
+            ("max", "largest eigenvalue", "≥ 0"), ("trace", "trace", "≥ 0"),
+            ("effective_rank", "exp(−Σ p log p), p = λ / Σ λ, λ the spectrum", "≥ 1"),
+            ("rank99", "least j with 99 % of Σ λ, λ the spectrum", "≥ 1"),
+        ):  # fmt: skip
+            made[f"{matrix}_{name}"] = Entry(
+                f"{what} of the {formula}", span, "as `ntk_full_trace`; a flat loss", source, "pooled",
+                function=function, arrays=f"`{matrix}_spectrum`",
+            )  # fmt: skip
+    made["hessian_max"] = Entry(
+        "largest eigenvalue of the Hessian of the loss", "any; error: relative residual", "no second derivative here",
+        "–",
+        "pooled", function="largest_eigenvalue",
+    )  # fmt: skip
+    return made
+
+
+ENTRIES["optimization_readiness"] = Entry(
+    "strength · reliability; strength ‖E g‖² / loss, reliability ‖E g‖² / E‖g_B‖², g_B of as many samples", "≥ 0",
+    "as `gradient_diversity`; a loss that is not positive", "cf. arXiv 2605.09044 (form unverified)", "pooled",
+    {"": "", "strength": "", "reliability": "in [0, 1]"}, "optimization_readiness",
+)  # fmt: skip
+ENTRIES |= {**_kernels(), **_curvature()}
 
 #: rows that a Monitor adds to those of the instruments
 MONITOR: dict[str, Entry] = {
@@ -188,7 +256,12 @@ MONITOR: dict[str, Entry] = {
     ),
     "task_loss": Entry("loss on the probe of a task", "as the loss", "–", "–", "pooled", {"*": "name of that task"}),
     "task_accuracy": Entry(
-        "accuracy on the probe of a task: its fall since that task ended is forgetting", "[0, 1]",
+        "accuracy on the probe of a task", "[0, 1]",
         "not a classification", "–", "pooled", {"*": "name of that task"},
+    ),
+    "forgetting": Entry(
+        "accuracy on the probe of an earlier task when it ended − accuracy on it now", "[−1, 1]",
+        "not a classification; no earlier task with a probe of its own", "–", "pooled",
+        {"*": "name of that task", "": "mean over the earlier tasks that are kept"},
     ),
 }  # fmt: skip

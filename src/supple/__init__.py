@@ -20,6 +20,7 @@ _LAZY: dict[str, tuple[str, str | None]] = {
     "diagnose": ("supple.api", "diagnose"),
     "plan": ("supple.api", "plan"),
     "trial": ("supple.api", "trial"),
+    "trainability": ("supple.api", "trainability"),
     "scan": ("supple.api", "scan"),
     "ntk": ("supple.api", "ntk"),
     "coverage": ("supple.api", "coverage"),
@@ -43,7 +44,7 @@ __all__ = ["__version__", *_LAZY]
 
 if TYPE_CHECKING:
     from supple import functional, integrations, interventions, models, nn, streams, topology
-    from supple.api import Monitor, coverage, diagnose, ntk, plan, scan, trial
+    from supple.api import Monitor, coverage, diagnose, ntk, plan, scan, trainability, trial
     from supple.errors import SuppleError
     from supple.nn import convert_
     from supple.records import Record, Records

@@ -10,14 +10,14 @@ from supple.observe import Monitor
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from supple.diagnose import DiagnosisReport, Plan, Trial
+    from supple.diagnose import DiagnosisReport, Plan, Trainability, Trial
     from supple.interventions import Intervention
     from supple.interventions.base import Optimizers
     from supple.records import Records
     from supple.scan import ScanReport
     from supple.topology import Coverage
 
-__all__ = ["Monitor", "coverage", "diagnose", "ntk", "plan", "scan", "trial"]
+__all__ = ["Monitor", "coverage", "diagnose", "ntk", "plan", "scan", "trainability", "trial"]
 
 LossFn = Callable[..., Any]
 
@@ -78,6 +78,54 @@ def diagnose(
         forward=forward,
         budget=budget,
         earlier=earlier,
+    )
+
+
+def trainability(
+    model: nn.Module,
+    batch: tuple[Any, Any],
+    loss_fn: LossFn,
+    *,
+    reference: Any,
+    optimizer: Optimizers | None = None,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    budget: float = 30.0,
+    task: tuple[Any, Any] | None = None,
+) -> Trainability:
+    """How well the network learns something new from here, against fresh twins: step 0 of `diagnose` alone.
+
+    Copies of the network and of twins learn the same fresh tasks: random labels or values on the probe's inputs,
+    or the ``task`` given. ``ratio`` is what the network learns over what its twins learn, with a 95 % interval
+    ``lo``, ``hi``; ``status`` is PRESENT where the interval lies below 0.90. See
+    `supple.diagnose.trainability.trainability` for the score.
+
+    Args:
+        model, batch, loss_fn, optimizer, reference, forward: as `diagnose`.
+        budget: seconds.
+        task: ``(inputs, targets)`` of the next task.
+
+    Raises:
+        InputError: a batch or reference that does not fit.
+
+    >>> import torch, supple
+    >>> _ = torch.manual_seed(0)
+    >>> build = lambda: supple.models.MLP((8, 16, 3))
+    >>> batch = (torch.randn(64, 8), torch.randint(3, (64,)))
+    >>> seen = supple.trainability(build(), batch, torch.nn.functional.cross_entropy, reference=build, budget=0)
+    >>> str(seen.status), seen.reason
+    ('not_measured', 'step 0 was left out (budget=0)')
+    """
+    from supple.diagnose.trainability import trainability as run
+    from supple.observe import check_batch, resolve
+    from supple.observe.copies import unwrap
+
+    network = unwrap(model)
+    for item in (batch,) if task is None else (batch, task):
+        check_batch(item, strict=True)
+    healthy = resolve(reference, network)
+    twin = None if healthy is None else healthy.twin
+    return run(
+        network, batch, loss_fn, twin=twin, optimizer=optimizer, forward=forward, budget=budget, task=task
     )
 
 

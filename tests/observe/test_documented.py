@@ -11,6 +11,7 @@ from tests.observe.cases import build, mlp
 import supple.functional
 from supple.interventions import ContinualBackprop
 from supple.observe import Monitor, observe
+from supple.status import Status
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -38,7 +39,19 @@ def rows_of_a_run():
     for optimizer in optimizers:
         optimizer.step()
     monitor.task("second", probe=(x + 1, y))
+    monitor.measure()
     return list(monitor.history)
+
+
+def rows_of_learning(monkeypatch):
+    """The rows of a measurement that is tested elsewhere: it trains for seconds."""
+    from supple import api
+    from supple.diagnose import Trainability
+
+    seen = Trainability(Status.ABSENT, "", 0.9, 0.8, 1.0, 0.7, (0.5, 0.6), (0.6, 0.6))
+    monkeypatch.setattr(api, "trainability", lambda *_, **__: seen)
+    model, batch, loss_fn = build("mlp")
+    return list(observe(model, batch, loss_fn, instruments="trainability", reference=mlp).records)
 
 
 def rows_of_looks():
@@ -53,9 +66,13 @@ def rows_of_looks():
     return found
 
 
-def test_every_row_is_documented_and_every_entry_is_written(entries):
+def test_every_row_is_documented_and_every_entry_is_written(entries, monkeypatch):
     table = {**entries.MONITOR, **entries.ENTRIES}
-    rows = [r for r in (*rows_of_a_run(), *rows_of_looks()) if r.status == "measured"]
+    rows = [
+        r
+        for r in (*rows_of_a_run(), *rows_of_looks(), *rows_of_learning(monkeypatch))
+        if r.status == "measured"
+    ]
     written = {(r.instrument, r.variant) for r in rows}
     undocumented = {
         (n, v) for n, v in written if n not in table or not any(fnmatchcase(v, p) for p in table[n].variants)
@@ -68,7 +85,7 @@ def test_every_row_is_documented_and_every_entry_is_written(entries):
         if not any(m == n and fnmatchcase(v, p) for m, v in written)
     }
     # a tiny kernel has eigenvalues below float64 noise; its condition number has a test of its own
-    assert missing <= {("ntk_condition", "")}
+    assert missing <= {("ntk_condition", ""), ("ntk_full_condition", ""), ("ntk_scalar_condition", "")}
 
 
 def test_formulas_exist(entries):

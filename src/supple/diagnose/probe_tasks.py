@@ -149,20 +149,25 @@ class ProbeTask:
         *,
         samples: int = 256,
         forward: Forward | None = None,
+        fresh: bool = True,
     ) -> ProbeTask:
-        """A new task on the first ``samples`` probe samples."""
+        """A new task on the first ``samples`` samples; without ``fresh`` with the batch's own targets."""
         inputs, targets = shrink(batch[0], samples), batch[1][:samples]
         g = torch.Generator().manual_seed(seed)
-        if kind.kind == "classes":
+        if not fresh:
+            taught = targets
+        elif kind.kind == "classes":
             drawn = torch.randint(kind.classes, targets.shape, generator=g, dtype=torch.int64)
-            fresh = torch.where(targets.cpu() < 0, targets.cpu().long(), drawn)  # keep ignored positions
-            fresh = fresh.to(targets.dtype)
+            taught = torch.where(targets.cpu() < 0, targets.cpu().long(), drawn)  # keep ignored positions
+            taught = taught.to(targets.dtype)
         elif kind.kind == "binary":
-            fresh = torch.randint(2, targets.shape, generator=g).to(targets.dtype)
+            taught = torch.randint(2, targets.shape, generator=g).to(targets.dtype)
         else:
-            fresh = (torch.randn(targets.shape, generator=g) * kind.scale).to(targets.dtype)
+            taught = (torch.randn(targets.shape, generator=g) * kind.scale).to(targets.dtype)
         size = len(targets)
-        return cls(inputs, fresh.to(targets.device), kind, loss_fn, seed, max(1, min(32, size // 4)), forward)
+        return cls(
+            inputs, taught.to(targets.device), kind, loss_fn, seed, max(1, min(32, size // 4)), forward
+        )
 
     def batches(self, steps: int) -> Iterator[Tensor]:
         """``steps`` index batches, epoch after epoch, in an order of this task."""

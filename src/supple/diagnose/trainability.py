@@ -124,6 +124,7 @@ def trainability(
     budget: float = 30.0,
     samples: int = 256,
     seed: int = 0,
+    task: tuple[Any, Tensor] | None = None,
 ) -> Trainability:
     """Train copies of the network and of fresh twins on fresh random-target tasks, and compare.
 
@@ -138,7 +139,10 @@ def trainability(
         twin: ``twin(i)`` gives the i-th fresh network; None makes the answer NOT MEASURED.
         optimizer: class and settings to re-create; Adam 1e-3 without.
         budget: seconds of wall time, kept to within one course.
-        samples: at most this many probe samples are used.
+        samples: at most this many samples are used.
+        seed: keys the tasks and the order of their batches.
+        task: ``(inputs, targets)`` of the user's next task, learned in place of random ones; pairs then differ
+            in the order of the batches and in the twin.
 
     Returns:
         PRESENT when the interval lies below 0.90, ABSENT above, INCONCLUSIVE between or when the twin itself
@@ -154,7 +158,11 @@ def trainability(
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
         torch.manual_seed(seed)
-        return _Race(model, batch, loss_fn, twin, optimizer, forward, budget, samples, seed).run()
+        race = _Race(
+            model, batch if task is None else task, loss_fn, twin, optimizer, forward, budget, samples, seed
+        )
+        race.given = task is not None
+        return race.run()
 
 
 class _Race:
@@ -168,6 +176,7 @@ class _Race:
         self.started, self.budget = time.monotonic(), budget
         self.recipe: OptimizerRecipe = recipe(model, optimizer)
         self.kind: ProbeKind | None = None
+        self.given = False  # the batch is the task itself, not a source of random ones
         self.steps, self.pair_seconds = 0, 0.0
         self.mine: list[float] = []
         self.twins: list[float] = []
@@ -198,7 +207,7 @@ class _Race:
     def _task(self, index: int) -> ProbeTask:
         assert self.kind is not None  # set before the first task is drawn
         return ProbeTask.draw(self.batch, self.kind, self.loss_fn, self.seed * 10_007 + 31 * index,
-                              samples=self.samples, forward=self.forward)  # fmt: skip
+                              samples=self.samples, forward=self.forward, fresh=not self.given)  # fmt: skip
 
     def _twin(self, index: int) -> nn.Module:
         return same_trainable(clean_copy(self.make_twin(index)), self.model)
@@ -311,6 +320,8 @@ class _Race:
         cold: float = math.nan,
     ) -> Trainability:
         score = "" if self.kind is None else SCORES[self.kind.kind]
+        if self.given:
+            score = score.replace("random", "the given")
         if self.kind is not None and self.kind.structured:
             score += ", of the main output, with a loss of its own"
         return Trainability(

@@ -1,8 +1,9 @@
-"""Instruments on change: churn of one optimizer step, measured on inputs that the step did not see."""
+"""Instruments on change: what one optimizer step does to samples that it did not see, and to those it saw."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -17,11 +18,11 @@ from supple.observe.batch import as_classes, main_output, pick, run_loss
 from supple.observe.copies import clean_copy
 from supple.observe.instruments import instrument
 from supple.observe.probe import Probe
-from supple.records import Record
+from supple.records import MEASURED, Record
+from supple.status import Status
 from supple.topology.inputs import call
 from supple.topology.taps import plain_name
 
-VARIANTS = ("kl", "mse", "flip", "relative")
 FALLBACK_RATE = 1e-2
 _FAILURES = (TypeError, ValueError, KeyError, AttributeError, RuntimeError)
 
@@ -32,8 +33,9 @@ def churn(probe: Probe) -> Iterable[Record]:
 
     The step is made on a copy, in eval mode, by a new optimizer of the user's class and settings (its
     state is fresh: the first step of Adam has the size of the learning rate), or by SGD with rate 0.01;
-    the note says which. ``kl``: mean KL(before || after) in nats, ``flip``: share of samples whose class
-    changes (both where there are classes); ``mse``: mean squared change; ``relative``: mean |change| off
+    the note says which. Where there are classes, ``kl``: mean KL(before || after) in nats, ``ce``: the
+    cross-entropy that the authors log (KL plus the entropy before: not zero when nothing changes), ``flip``:
+    share of samples whose class changes; ``mse``: mean squared change; ``relative``: mean |change| off
     the batch over mean |change| on it, the only one that can be compared across learning rates.
     """
     before = probe.output
@@ -50,16 +52,8 @@ def churn(probe: Probe) -> Iterable[Record]:
         yield _none(probe, "the outputs after the step are not finite")
         return
     old, new = pick(before.detach(), off, n), pick(after, off, n)
-    fields = {"samples": len(off), "note": note}
-    yield probe.record("churn", F.churn(old, new, kind="mse"), variant="mse", **fields)
-    targets = pick(probe.batch.targets, off, n)
-    old_classes, new_classes = as_classes(old, targets), as_classes(new, targets)
-    for kind in ("kl", "flip"):
-        if old_classes is None or new_classes is None:
-            yield probe.unmeasured("churn", "not a classification", variant=kind)
-        else:
-            value = F.churn(old_classes[0], new_classes[0], kind=kind)
-            yield probe.record("churn", value, variant=kind, **fields)
+    for row in churn_rows(old, new, pick(probe.batch.targets, off, n), len(off)):
+        yield dataclasses.replace(row, step=probe.step, task=probe.task, note=row.note or note)
     inside = (pick(after, on, n) - pick(before.detach(), on, n)).double().abs().mean()
     outside = (new - old).double().abs().mean()
     if float(inside) == 0:
@@ -67,7 +61,53 @@ def churn(probe: Probe) -> Iterable[Record]:
             "churn", "the step did not move the outputs on its own batch", variant="relative"
         )
     else:
-        yield probe.record("churn", outside / inside, variant="relative", **fields)
+        yield probe.record("churn", outside / inside, variant="relative", samples=len(off), note=note)
+
+
+def churn_rows(before: Tensor, after: Tensor, targets: Any, samples: int, suffix: str = "") -> list[Record]:
+    """Rows ``churn`` of the change between two outputs on the same inputs: mse, and of classes kl, ce, flip."""
+    kinds = {"mse": (before, after)}
+    old, new = as_classes(before, targets), as_classes(after, targets)
+    rows = []
+    if old is not None and new is not None:
+        kinds |= dict.fromkeys(("kl", "ce", "flip"), (old[0], new[0]))
+    for kind in ("mse", "kl", "ce", "flip"):
+        variant, status, note = f"{kind}{suffix}", MEASURED, ""
+        value = float(F.churn(*kinds[kind], kind=kind)) if kind in kinds else float("nan")
+        if kind not in kinds:
+            status, note = str(Status.NOT_MEASURED), "not a classification"
+        elif value - value != 0:
+            status, note = str(Status.INVALID), "the value is not finite"
+        rows.append(Record("churn", value, variant=variant, samples=samples, status=status, note=note))
+    return rows
+
+
+@instrument("one_step_gain", "full", ["outputs", "gradients", "copy"], ["one_step_gain"], minimum=4)
+def one_step_gain(probe: Probe) -> Iterable[Record]:
+    """Share of the loss that one step takes away: on the samples of the step, and on every other one.
+
+    (before - after) / before. The step is the one of ``churn``: on a copy, by a new optimizer of the user's
+    class and settings. Negative where the step makes the loss larger.
+    """
+    n = probe.samples
+    on, off = torch.arange(0, n, 2), torch.arange(1, n, 2)
+    twin = clean_copy(probe.model)
+
+    def losses() -> list[float]:
+        with torch.no_grad():
+            sides = [[pick(x, i, n) for x in (probe.batch.inputs, probe.batch.targets)] for i in (on, off)]
+            return [float(run_loss(probe.loss_fn, call(twin, x, probe.forward), y)) for x, y in sides]
+
+    before = losses()
+    note = _step(probe, twin, on)
+    after = losses()
+    for variant, old, new, index in zip(("batch", "held_out"), before, after, (on, off), strict=True):
+        fields = {"variant": variant, "samples": len(index)}
+        if not old > 0:
+            reason = f"it is told relative to the loss, which is {old:g}"
+            yield probe.unmeasured("one_step_gain", reason, **fields)
+        else:
+            yield probe.record("one_step_gain", (old - new) / old, note=note, **fields)
 
 
 def _none(probe: Probe, reason: str) -> Record:

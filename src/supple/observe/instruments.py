@@ -12,8 +12,9 @@ from supple.records import Record
 if TYPE_CHECKING:
     from supple.observe.probe import Probe
 
-Cost: TypeAlias = Literal["economy", "standard", "full"]
+Cost: TypeAlias = Literal["economy", "standard", "full", "training"]
 Need: TypeAlias = Literal["outputs", "units", "gradients", "weights", "copy"]
+#: each contains the cheaper ones; what trains copies for seconds is in none and is asked for by name
 BUNDLES: tuple[Cost, ...] = ("economy", "standard", "full")
 
 
@@ -59,7 +60,9 @@ def available() -> dict[str, Instrument]:
     from supple.observe import (  # noqa: F401
         ages,
         change,
+        curvature,
         features,
+        learning,
         outputs,
         signal,
         spectrum,
@@ -85,8 +88,8 @@ def select(instruments: str | Sequence[str]) -> list[Instrument]:
     chosen: dict[str, Instrument] = {}
     for word in wanted:
         if word in BUNDLES:
-            level = BUNDLES.index(word)
-            chosen.update({n: i for n, i in table.items() if BUNDLES.index(i.cost) <= level})
+            costs = BUNDLES[: BUNDLES.index(word) + 1]
+            chosen.update({n: i for n, i in table.items() if i.cost in costs})
         elif word in table:
             chosen[word] = table[word]
         else:

@@ -70,7 +70,7 @@ def ntk(
     """
     if kind not in KINDS:
         raise InputError("unknown kind of kernel", found=kind, do=f"use one of {', '.join(KINDS)}")
-    with guard(model, evaluate=True), _plain_eager(model):
+    with guard(model, evaluate=True), plain_eager(model):
         with Recorder(model) as recorder:
             outputs = call(model, inputs, forward)
         outputs = _flat(outputs, inputs)
@@ -192,7 +192,7 @@ def _flat(outputs: Any, inputs: Any) -> Tensor:
 
 
 @contextlib.contextmanager
-def _plain_eager(model: nn.Module) -> Iterator[None]:
+def plain_eager(model: nn.Module) -> Iterator[None]:
     """Hooks fire (compiled models run eagerly), autocast rounds nothing, attention runs as plain products.
 
     Fused attention kernels have no batching rule, so that many cotangents at once would run one by one.

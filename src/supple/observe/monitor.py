@@ -15,8 +15,9 @@ from supple.observe.baselines import INITIAL, TWIN, Baseline
 from supple.observe.batch import check_batch
 from supple.observe.copies import unwrap
 from supple.observe.instruments import select
+from supple.observe.lags import ChurnWatch
 from supple.observe.ledger import Ledger, Sink
-from supple.observe.probe import LossFn, observe
+from supple.observe.probe import LossFn, Observation, observe
 from supple.observe.reference import Reference, resolve
 from supple.observe.steps import StepWatch, skipped
 from supple.observe.tasks import TaskProbes
@@ -27,7 +28,8 @@ from supple.topology.inputs import Forward
 if TYPE_CHECKING:
     from supple.diagnose import DiagnosisReport
 
-STATE_VERSION = 1
+STATE_VERSION = 2
+STATE_KEYS = {"version", "step", "initial_state", "ledger", "tasks", "churn"}
 Every = int | Callable[[int], bool]
 
 
@@ -42,13 +44,16 @@ class Monitor:
 
     When due, rows of the step itself come too: ``gradient_norm`` (variant ``"training"``: the gradient as
     the optimizer gets it, after clipping) and ``update_ratio`` (|change| / |weight| of that step, per
-    layer and pooled).
+    layer and pooled). Where ``churn`` is among the instruments, also the churn of the run itself on the probe:
+    over the last k steps (variants ``lag=k``) and since the monitor was attached (``initial``). Tasks told by
+    `task` add ``task_loss``, ``task_accuracy`` and ``forgetting``.
 
     Args:
         model, optimizer: the ones that are trained.
         probe: ``(inputs, targets)``, held out.
         loss_fn: ``loss_fn(outputs, targets)`` -> scalar.
-        every: number of steps, or a callable step -> bool (step counts completed steps, from 1).
+        every: number of steps, or a callable step -> bool (step counts completed steps, from 1; a function of
+            the step alone, as lags ask it ahead).
         instruments: a bundle or names, see `supple.observe.observe`.
         reference: a healthy network; default: the weights at this moment.
         path: a JSON-lines file that receives every row; without it only the last ``keep`` rows exist.
@@ -56,6 +61,8 @@ class Monitor:
         keep: rows in memory.
         keep_tasks: probes of earlier tasks that are kept to measure forgetting (the oldest and the newest).
         sinks: objects with ``log(values, step)``.
+        lags: numbers of steps over which the churn of the run is told; one forward pass on the probe for each
+            and look.
 
     Raises:
         InputError: a probe, loss, schedule or instrument that cannot be used.
@@ -87,13 +94,15 @@ class Monitor:
         keep: int = 20_000,
         keep_tasks: int = 10,
         sinks: Sequence[Sink] = (),
+        lags: Sequence[int] = (1,),
     ) -> None:
         self.model, self.optimizers = model, _optimizers(optimizer)
         if not callable(every) and (not isinstance(every, int) or every < 1):
             raise InputError("every is a number of steps >= 1 or a callable step -> bool", found=repr(every))
         self.every, self.loss_fn, self.forward = every, loss_fn, forward
         self.instruments = instruments if isinstance(instruments, str) else tuple(instruments)
-        select(self.instruments)
+        watched = any(item.name == "churn" for item in select(self.instruments))
+        self._churn = ChurnWatch(model, forward, lags) if watched else None
         check_batch(probe, strict=True)
         self.step = 0
         self.attached = True
@@ -151,9 +160,12 @@ class Monitor:
         if probe is not None:
             check_batch(probe, strict=True)
         if self._tasks.name:
-            rows = self._tasks.evaluate(self.model, self.loss_fn, self.forward)
+            rows = self._tasks.evaluate(self.model, self.loss_fn, self.forward, ends=True)
             self._ledger.add(self._stamp(rows), self.step)
         self._tasks.begin(name, probe)
+        if probe is not None and self._churn is not None:
+            self._churn.restart()
+            self._churn.keep(self.step, self.probe[0], self._due)
 
     def measure(self) -> Records:
         """Take a look now, whatever the schedule says."""
@@ -199,15 +211,16 @@ class Monitor:
             "initial_state": dict(self.initial_state),
             "ledger": self._ledger.state_dict(),
             "tasks": self._tasks.state_dict(),
+            "churn": {} if self._churn is None else self._churn.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`; rows on disk that are newer than the state are cut off."""
         if state.get("version") != STATE_VERSION:
             raise InputError("this is not a state of a Monitor of this version", found=state.get("version"))
-        unknown = set(state) - {"version", "step", "initial_state", "ledger", "tasks"}
-        if unknown:
-            raise InputError("unknown key(s) in the state of the monitor", found=sorted(unknown))
+        if set(state) != STATE_KEYS:
+            wrong = sorted(set(state) ^ STATE_KEYS)
+            raise InputError("unknown or missing key(s) in the state of the monitor", found=wrong)
         own, new = self.initial_state, state["initial_state"]
         if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in new.items()}:
             raise InputError("the state belongs to another model", found="other parameter names or shapes")
@@ -218,6 +231,8 @@ class Monitor:
         self._baselines = self._told_against()
         self._ledger.load_state_dict(state["ledger"])
         self._tasks.load_state_dict(state["tasks"])
+        if self._churn is not None and state["churn"]:
+            self._churn.load_state_dict(state["churn"])
 
     # -- hooks ----------------------------------------------------------------------------------
     def _due(self, step: int) -> bool:
@@ -246,6 +261,8 @@ class Monitor:
             self._ledger.add(self._stamp(self._watches[number].after(self.topology)), self.step)
             if number == 0:
                 self._measure()
+        elif number == 0 and self._churn is not None:
+            self._churn.keep(self.step, self.probe[0], self._due)
 
     def _measure(self) -> Records:
         seen = observe(
@@ -254,6 +271,7 @@ class Monitor:
             self.loss_fn,
             optimizer=self.optimizers,
             instruments=self.instruments,
+            reference=self.reference,
             topology=self.topology,
             forward=self.forward,
             step=self.step,
@@ -261,9 +279,25 @@ class Monitor:
             baselines=self._baselines,
         )
         self.topology, self.arrays = seen.topology, seen.arrays
-        rows = [*seen.records, *self._stamp(self._tasks.evaluate(self.model, self.loss_fn, self.forward))]
+        rows = [*seen.records, *self._stamp([*self._churn_rows(seen), *self._told_tasks()])]
         self._ledger.add(rows, self.step)
         return Records(rows)
+
+    def _told_tasks(self) -> list[Record]:
+        return self._tasks.evaluate(self.model, self.loss_fn, self.forward)
+
+    def _churn_rows(self, seen: Observation) -> list[Record]:
+        if self._churn is None:
+            return []
+        watch, inputs = self._churn, self.probe[0]
+
+        def initial() -> Tensor | None:
+            reference = self._initial_reference()
+            return None if reference is None else watch.outputs_of(reference.twin(), inputs)
+
+        rows = watch.rows(self.step, seen.outputs, self.probe[1], initial)
+        watch.keep(self.step, inputs, self._due, seen.outputs)
+        return rows
 
     def _stamp(self, rows: Sequence[Record]) -> list[Record]:
         return [dataclasses.replace(r, step=self.step, task=self._tasks.name) for r in rows]

@@ -18,7 +18,7 @@ from supple.observe.copies import unwrap
 from supple.observe.guard import guard
 from supple.observe.instruments import Instrument, select
 from supple.observe.recurrent import recurrent_views
-from supple.observe.reference import resolve
+from supple.observe.reference import Reference, resolve
 from supple.observe.views import NOT_TRACED, LayerView, layers_by_type
 from supple.records import Record, Records
 from supple.status import Status
@@ -60,6 +60,7 @@ class Probe:
     forward: Forward | None
     optimizers: list[Optimizer]
     baselines: Sequence[Baseline]
+    reference: Reference | None
     seed: int
     step: int = -1
     task: str = ""
@@ -149,7 +150,7 @@ def observe(
     forward: Forward | None = None,
     seed: int = 0,
     reference: Any = None,
-    baselines: Sequence[Baseline] = (),
+    baselines: Sequence[Baseline] | None = None,
     step: int = -1,
     task: str = "",
 ) -> Observation:
@@ -172,8 +173,9 @@ def observe(
         forward: ``forward(model, inputs)`` where the call is neither of a tensor, a tuple nor a mapping.
         seed: keys what is drawn at random.
         step, task: written into every row.
-        reference: a healthy network (see `supple.observe.reference.resolve`): adds weight growth against it.
-        baselines: further networks whose weight norms growth is told against.
+        reference: a healthy network (see `supple.observe.reference.resolve`): adds weight growth against it, and
+            gives the twins of ``trainability``.
+        baselines: networks whose weight norms growth is told against, in place of the reference alone.
 
     Raises:
         InputError: a batch that is not a pair or is empty, a model that fails on it, a loss that is not a
@@ -192,8 +194,9 @@ def observe(
     checked = check_batch(batch)
     chosen = select(instruments)
     healthy = resolve(reference, model, seed)
-    against = [*baselines, *([Baseline.of(TWIN, healthy)] if healthy is not None else [])]
-    probe = Probe(model, checked, loss_fn, forward, optimizers, against, seed, step, task)
+    if baselines is None:
+        baselines = [] if healthy is None else [Baseline.of(TWIN, healthy)]
+    probe = Probe(model, checked, loss_fn, forward, optimizers, baselines, healthy, seed, step, task)
     gradients = any("gradients" in i.needs for i in chosen)
     with guard(model, optimizers, evaluate=True), eager():
         run_pass(probe, gradients)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from supple import functional as F
 from supple.observe.batch import main_output, pick
@@ -46,17 +46,22 @@ def tangent(probe: Probe) -> Iterable[Record]:
         reason = f"the kernel cannot be computed: {error}"
         yield from (probe.unmeasured(f"ntk_{name}", reason, samples=n) for name in FIELDS)
         return
+    yield from kernel_rows(probe, kernel, "ntk", n)
+
+
+def kernel_rows(probe: Probe, kernel: Tensor, prefix: str, n: int) -> Iterable[Record]:
+    """Rows ``<prefix>_<statistic>`` of a kernel on n inputs; its eigenvalues are kept as ``<prefix>_spectrum``."""
     statistics = F.kernel_statistics(kernel)
+    link = ""
     if bool(kernel.isfinite().all()):
         values = torch.linalg.eigvalsh(kernel.double()).clamp(min=0).flip(-1)
-        link = probe.keep("ntk_spectrum", None, values)
-    else:
-        link = ""
+        link = probe.keep(f"{prefix}_spectrum", None, values)
     for name in FIELDS:
         value = float(getattr(statistics, name))
-        yield _row(probe, name, value, float(statistics.trace), samples=n, array=link)
+        yield _row(probe, f"{prefix}_{name}", value, float(statistics.trace), samples=n, array=link)
         if name in ("rank99", "effective_rank"):
-            yield probe.record(f"ntk_{name}", value / n, variant="relative", samples=n, array=link)
+            relative = value / len(kernel)
+            yield probe.record(f"{prefix}_{name}", relative, variant="relative", samples=n, array=link)
 
 
 def inputs_within(work: float, probe: Probe) -> int:
@@ -75,10 +80,10 @@ def inputs_within(work: float, probe: Probe) -> int:
 
 def _row(probe: Probe, name: str, value: float, trace: float, **fields: Any) -> Record:
     """A row of the kernel; two values that are not finite for a known reason say it."""
-    if math.isinf(value) and name == "condition":
+    if math.isinf(value) and name.endswith("condition"):
         note = "the smallest eigenvalue is below float64 noise: the condition number is beyond measure"
-        return probe.record(f"ntk_{name}", value, note=note, status=str(Status.NOT_MEASURED), **fields)
+        return probe.record(name, value, note=note, status=str(Status.NOT_MEASURED), **fields)
     if math.isnan(value) and trace == 0:
         note = "the kernel is zero: no parameter moves any output"
-        return probe.unmeasured(f"ntk_{name}", note, **fields)
-    return probe.record(f"ntk_{name}", value, **fields)
+        return probe.unmeasured(name, note, **fields)
+    return probe.record(name, value, **fields)
