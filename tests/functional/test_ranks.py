@@ -164,3 +164,12 @@ def test_delta_out_of_range() -> None:
     for delta in (-0.1, 1.0, math.nan):
         with pytest.raises(InputError, match="delta"):
             F.srank(torch.ones(3), delta)
+
+
+@pytest.mark.parametrize(
+    "values", [[3.0, 2.0, 0.5], [0.0, 0.0], [1.0, float("nan")], [[1.0, 2.0], [4.0, 4.0]]]
+)
+def test_statistics_at_once_are_those_one_by_one(values) -> None:
+    s = torch.tensor(values)
+    for name, found in F.spectrum_statistics(s)._asdict().items():
+        assert torch.equal(found.nan_to_num(-1), getattr(F, name)(s).nan_to_num(-1)), name

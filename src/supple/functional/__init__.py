@@ -50,6 +50,7 @@ from supple.functional.penalties import (
 )
 from supple.functional.quadrature import SpectrumEstimate, estimated_spectrum_statistics
 from supple.functional.ranks import (
+    SpectrumStatistics,
     effective_rank,
     energy_effective_rank,
     nuclear_rank,
@@ -57,6 +58,7 @@ from supple.functional.ranks import (
     participation_ratio,
     pca_rank,
     spectral_concentration,
+    spectrum_statistics,
     srank,
     stable_rank,
 )
@@ -85,6 +87,7 @@ __all__ = [
     "Readiness",
     "SingularTriplet",
     "SpectrumEstimate",
+    "SpectrumStatistics",
     "adaptable_contribution_utility",
     "age_corrected",
     "always_on",
@@ -135,6 +138,7 @@ __all__ = [
     "spectral_concentration",
     "spectral_norm_bounds",
     "spectral_penalty",
+    "spectrum_statistics",
     "srank",
     "stable_rank",
     "wasserstein_penalty",

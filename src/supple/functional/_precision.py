@@ -7,6 +7,9 @@ from torch import Tensor
 
 from supple.errors import InputError
 
+#: entries up to which a temporary is made where that is faster
+_SMALL = 2**22
+
 
 def double(x: Tensor) -> Tensor:
     """``x`` in float64, or in float32 on a device without it (MPS)."""
@@ -56,12 +59,15 @@ def responses(x: Tensor, unit_dim: int, what: str = "activation") -> Tensor:
 def mean_magnitude(x: Tensor) -> Tensor:
     """(N, U, P) -> (U,): mean of |x| over samples and positions; NaN without any.
 
-    Positions first, without a temporary of the size of ``x``, then samples: two short sums instead of a long one.
+    Positions first, then samples: two short sums instead of a long one.
     """
     if x.shape[0] * x.shape[2] == 0:
         return x.new_full((x.shape[1],), torch.nan)
     if x.shape[2] == 1:
         return x.squeeze(2).abs().mean(0)
+    if x.numel() <= _SMALL:
+        return x.abs().mean(2).mean(0)
+    # slower, but without a temporary of the size of x
     return torch.linalg.vector_norm(x, 1, dim=2).mean(0) / x.shape[2]
 
 

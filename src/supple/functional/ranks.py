@@ -13,6 +13,8 @@ stable n / 4): compare with the same network when fresh, never with k.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,43 @@ from supple.functional._precision import double, refuse_negative
 
 #: relative slack of the cumulative sum in `srank`: float64 rounding, not a change of the definition
 _TIE = 1e-10
+
+
+class SpectrumStatistics(NamedTuple):
+    """What is read from one spectrum, each as the function of that name; see `spectrum_statistics`."""
+
+    spectral_concentration: Tensor
+    effective_rank: Tensor
+    stable_rank: Tensor
+    participation_ratio: Tensor
+    srank: Tensor
+
+
+def spectrum_statistics(singular_values: Tensor, delta: float = 0.01) -> SpectrumStatistics:
+    """`spectral_concentration`, `effective_rank`, `stable_rank`, `participation_ratio` and `srank` at once.
+
+    The values are those of the functions; the spectrum is checked and scaled once.
+
+    Args:
+        singular_values: (..., k).
+        delta: of `srank`.
+
+    Returns:
+        `SpectrumStatistics` of (...) float64 tensors.
+
+    >>> spectrum_statistics(torch.tensor([2.0, 1.0])).stable_rank.item()
+    1.25
+    """
+    s, zero = _spectrum(singular_values)
+    energy = s.square()
+    total, square = s.sum(-1), energy.sum(-1)
+    return SpectrumStatistics(
+        torch.where(zero, torch.nan, 1 / total),
+        _rank(_exp_entropy(s), zero),
+        _rank(square, zero),
+        _rank(square.square() / energy.square().sum(-1), zero),
+        _count((s, zero), delta),
+    )
 
 
 def effective_rank(singular_values: Tensor) -> Tensor:

@@ -148,9 +148,21 @@ def _detached(item: Any) -> Any:
     return item
 
 
+def all_finite(values: Tensor) -> bool:
+    """True where no value is NaN or Inf: by the extremes, which is many times faster than value by value.
+
+    >>> all_finite(torch.tensor([1.0, torch.inf])), all_finite(torch.tensor([])), all_finite(torch.ones(2))
+    (False, True, True)
+    """
+    if values.layout is not torch.strided or values.numel() == 0 or values.is_complex():
+        return bool(values.isfinite().all())
+    low, high = torch.aminmax(values.detach())
+    return bool(low.isfinite() & high.isfinite())
+
+
 def _finite(item: Any) -> bool:
     if isinstance(item, Tensor):
-        return not item.is_floating_point() or bool(item.isfinite().all())
+        return not item.is_floating_point() or all_finite(item)
     if isinstance(item, Mapping):
         return all(_finite(x) for x in item.values())
     if isinstance(item, (tuple, list)):

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from supple import functional as F
 from supple.errors import SuppleError
-from supple.observe.batch import as_classes, main_output, pick, run_loss
+from supple.observe.batch import all_finite, as_classes, main_output, pick, run_loss
 from supple.observe.copies import clean_copy
 from supple.observe.instruments import instrument
 from supple.observe.probe import Probe
@@ -48,7 +48,7 @@ def churn(probe: Probe) -> Iterable[Record]:
     note = _step(probe, twin, on)
     with torch.no_grad():
         after = main_output(call(twin, probe.batch.inputs, probe.forward))
-    if after is None or not bool(after.isfinite().all()):
+    if after is None or not all_finite(after):
         yield _none(probe, "the outputs after the step are not finite")
         return
     old, new = pick(before.detach(), off, n), pick(after, off, n)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from supple.errors import InputError
+from supple.observe.batch import all_finite
 from supple.observe.guard import guard
 from supple.observe.kernel_calls import Call, Recorder, settle_layouts
 from supple.observe.kernel_graph import parameter_uses
@@ -75,7 +76,7 @@ def ntk(
             outputs = call(model, inputs, forward)
         outputs = _flat(outputs, inputs)
         kernel = Kernel(kind, *outputs.shape, device=outputs.device)
-        if not bool(outputs.isfinite().all()):
+        if not all_finite(outputs):
             return kernel.unusable()
         uses, nodes = parameter_uses(outputs)
         _refuse_hidden_graphs(nodes)
@@ -156,7 +157,7 @@ def _settle(calls: Sequence[Call], outputs: Tensor) -> bool:
     sign = 1 - 2 * torch.randint(0, 2, (n,), generator=generator)
     scale = (2.0**exponent * sign).to(outputs)
     before, after = (pull(outputs, [c.output for c in calls], v[None]) for v in (base, base * scale[:, None]))
-    if not all(bool(g.isfinite().all()) for g in before):
+    if not all(all_finite(g) for g in before):
         return False
     settle_layouts(calls, before, after, scale)
     return True

@@ -53,11 +53,16 @@ class Kernel:
     def add_vectors(self, similar: Tensor, g: Tensor) -> None:
         """Layers without positions: similarity of inputs (N, N) times that of gradients (B, N, 1, O)."""
         full = self.kind == "full"
-        if full and self._is_output(g):
+        if self._is_output(g):
             # gradients of outputs by themselves: only equal outputs meet
-            self.values.view(self.n, self.c, self.n, self.c).diagonal(dim1=1, dim2=3).add_(similar[..., None])
+            if full:
+                blocks = self.values.view(self.n, self.c, self.n, self.c)
+                blocks.diagonal(dim1=1, dim2=3).add_(similar[..., None])
+            else:
+                self.values.add_(similar, alpha=self.c)
             return
-        rows = g[:, :, 0].transpose(0, 1).to(self.values.dtype)  # (N, B, O)
+        rows = g[:, :, 0].transpose(0, 1)  # (N, B, O)
+        rows = rows.to(self.values.dtype, memory_format=torch.contiguous_format)
         per = self.c if full else 1
         rows = rows.reshape(self.n * per, -1)
         step = max(1, BLOCK // per)
@@ -69,8 +74,8 @@ class Kernel:
             self.values[i * per : j * per, : j * per] += block
 
     def _is_output(self, g: Tensor) -> bool:
-        """True for gradients (B, N, 1, O) of the output layer: one-hot in the cotangent's own output."""
-        if g.shape[-1] != self.c:
+        """True for gradients (B, N, 1, O) of the output layer, of all cotangents: one-hot in their own output."""
+        if g.shape[-1] != self.c or len(g) != self.c or self.kind == "scalar":
             return False
         rows = g[:, :, 0]
         return torch.equal(rows, torch.eye(self.c, dtype=g.dtype, device=g.device)[:, None].expand_as(rows))

@@ -63,5 +63,7 @@ def gradient_norm(probe: Probe) -> Iterable[Record]:
     for view in probe.layers:
         if view.weight_grad is None:
             yield probe.unmeasured("gradient_norm", "its weight receives no gradient", view)
-        else:
-            yield probe.record("gradient_norm", square_sum(view.weight_grad).sqrt(), view)
+            continue
+        whole = None if view.part else squares.get(id(probe.parameters[view.layer.weight]))
+        square = square_sum(view.weight_grad) if whole is None else whole
+        yield probe.record("gradient_norm", square.sqrt(), view)

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from supple.errors import InputError, SuppleError, TopologyError
 from supple.observe.baselines import TWIN, Baseline
-from supple.observe.batch import Batch, as_classes, check_batch, main_output, run_loss
+from supple.observe.batch import Batch, all_finite, as_classes, check_batch, main_output, run_loss
 from supple.observe.copies import unwrap
 from supple.observe.guard import guard
 from supple.observe.instruments import Instrument, select
@@ -233,7 +233,7 @@ def run_pass(probe: Probe, gradients: bool) -> None:
             _differentiate(probe, loss)
     probe.outputs, probe.loss = _detach(outputs), loss.detach()
     seen = probe.output
-    if seen is not None and not bool(seen.isfinite().all()):
+    if seen is not None and not all_finite(seen):
         for need in ("outputs", "gradients", "copy"):
             probe.problems.setdefault(need, "the outputs of the network hold NaN or Inf")
 

@@ -19,13 +19,8 @@ EXACT_SIDE = 2048  # short side up to which the exact spectrum is computed
 #: share of singular values under the rounding floor above which ranks are flagged
 NOISY_SHARE = 0.01
 SINGULAR = ("sigma_ratio", "sigma_max", "sigma_min")
-#: name -> (variant, formula)
-RANKS = {
-    "effective_rank": ("", F.effective_rank),
-    "stable_rank": ("", F.stable_rank),
-    "participation_ratio": ("", F.participation_ratio),
-    "srank": ("delta=0.01", F.srank),
-}
+#: name -> variant
+RANKS = {"effective_rank": "", "stable_rank": "", "participation_ratio": "", "srank": "delta=0.01"}
 SPECTRAL = (*SINGULAR, *RANKS, "below_noise_floor")
 _POOLED = {"sigma_max": max, "sigma_min": min}
 
@@ -118,9 +113,10 @@ def _numbers(probe: Probe, view: LayerView, s: Tensor, note: str, **fields: str)
 
 def ranks(s: Tensor) -> Iterator[tuple[str, str, Tensor]]:
     """(name, variant, value) of what is read from singular values (..., k), relative ranks included."""
-    yield "sigma_ratio", "", F.spectral_concentration(s)
-    for name, (variant, formula) in RANKS.items():
-        value = formula(s)
+    found = F.spectrum_statistics(s)
+    yield "sigma_ratio", "", found.spectral_concentration
+    for name, variant in RANKS.items():
+        value: Tensor = getattr(found, name)
         yield name, variant, value
         yield name, f"{variant},relative" if variant else "relative", value / s.shape[-1]
 
