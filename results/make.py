@@ -11,12 +11,15 @@ import torch
 
 import supple
 from supple.bench import collect, grid, protocols, with_engine
+from supple.bench.studies import STUDIES
 from supple.cli.train import train
 
 HERE = Path(__file__).resolve().parent
 RUNS = HERE.parent / "runs" / "results"
 CORE = "plain,fresh,linear,regrama,cbp,cchain"
 
+#: study, preset, seeds
+STUDY_PLAN = (("grama-vs-dormant", "small", 5),)
 #: protocol, preset, methods, seeds
 PLAN = (
     ("digits-permuted", "demo", CORE, 3),
@@ -49,10 +52,30 @@ def make(protocol: str, preset: str, methods: str, seeds: int) -> Path:
     return target
 
 
+def make_study(name: str, preset: str, seeds: int) -> Path:
+    """Run one study and write its answer, with the command that gives the same."""
+    study, out = STUDIES[name], RUNS / name / preset
+    train(name, with_engine(study.specs(preset, range(seeds)), "auto"), out)
+    table = {
+        "command": [f"supple bench run {name} --preset {preset} --seeds {seeds} --json -"],
+        "versions": {"supple": supple.__version__, "torch": torch.__version__},
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "answer": study.read(out).to_dict(),
+    }
+    target = HERE / name / "study.json"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps(table, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return target
+
+
 if __name__ == "__main__":
     asked = set(sys.argv[1:])
-    if unknown := asked - {row[0] for row in PLAN}:
+    if unknown := asked - {row[0] for row in (*PLAN, *STUDY_PLAN)}:
         sys.exit(f"no such protocol in the plan: {', '.join(sorted(unknown))}")
     for row in PLAN:
         if not asked or row[0] in asked:
             print(f"wrote {make(*row)}")
+    for name, preset, seeds in STUDY_PLAN:
+        if not asked or name in asked:
+            print(f"wrote {make_study(name, preset, seeds)}")

@@ -80,7 +80,7 @@ def test_settings_come_from_the_method_then_the_protocol_then_the_caller() -> No
 def test_the_intervention_gets_the_seed_and_the_initialiser(method: str) -> None:
     entry = methods.get(method)
     assert entry.intervention in available()
-    made = entry.create(entry.settings_in(tiny().protocol), seed=7)
+    made = entry.create(entry.settings_in(tiny().protocol), seed=7, initial=tiny().protocol.initial)
     if hasattr(made, "seed"):
         assert made.seed == 7
     if hasattr(made, "initial"):

@@ -28,7 +28,8 @@ def test_every_preset_makes_a_protocol_that_json_can_hold(cls: type[Protocol]) -
         protocol = cls.preset(preset)
         assert json.loads(json.dumps(protocol.to_dict()))["name"] == cls.name
         assert set(protocol.settings) <= set(methods.METHODS)
-    assert {"demo", "paper", "small"} <= set(cls.presets)
+    assert {"demo", "small"} <= set(cls.presets)
+    assert {"paper", "day"} & set(cls.presets)  # the published setting, or the long one of an own protocol
     with pytest.raises(dataclasses.FrozenInstanceError):
         protocol.tasks = 3
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,19 +12,22 @@ from torch import Tensor, nn
 from supple.bench import methods
 from supple.bench.spec import RunSpec
 from supple.streams import Task, generator
+from supple.topology.inputs import call
 
 if TYPE_CHECKING:
     from supple.interventions.base import Handle
 
 #: steps whose outputs are kept before they are counted; bounds the memory of long tasks
 CHUNK = 1024
+#: samples at a time when a whole task is answered
+PART = 4096
 
 
 @dataclass(frozen=True)
 class TaskResult:
     """What one task gave. Outputs that are not finite count as wrong answers, and are counted."""
 
-    online_accuracy: float
+    online: float  # the protocol's metric, of each batch before it was learned
     loss: float
     samples: int
     nonfinite: int
@@ -47,10 +51,9 @@ class Learner:
         self.model: nn.Module = method.build(protocol, self.spec.seed, task)
         self.optimizer = protocol.build_optimizer(self.model.parameters())
         settings = method.settings_in(protocol, self.spec.settings)
-        intervention = method.create(settings, self.spec.seed)
+        intervention = method.create(settings, self.spec.seed, protocol.initial)
         if intervention is not None:
-            example = torch.zeros(protocol.batch, protocol.inputs)
-            self.handle = intervention.attach(self.model, self.optimizer, inputs=example)
+            self.handle = intervention.attach(self.model, self.optimizer, inputs=protocol.example())
 
     def start(self, task: int) -> None:
         """Cross the boundary into ``task``; the first task begins with the network as built."""
@@ -63,10 +66,11 @@ class Learner:
 
     def learn(self, task: Task) -> TaskResult:
         """One pass over the task's batches; each batch is answered before it is learned."""
-        model, optimizer, loss_fn = self.model, self.optimizer, self.spec.protocol.loss
-        counts = _Counts()
-        for inputs, targets in task.batches(self.spec.protocol.batch, self.spec.protocol.epochs):
-            outputs = model(inputs)
+        model, optimizer, protocol = self.model, self.optimizer, self.spec.protocol
+        counts, loss_fn, show = _Counts(protocol.judge), protocol.loss, protocol.presenter(task, "learn")
+        for batch in task.batches(protocol.batch, protocol.epochs):
+            inputs, targets = show(*batch)
+            outputs = call(model, inputs)
             loss = loss_fn(outputs, targets)
             optimizer.zero_grad()
             loss.backward()
@@ -76,12 +80,16 @@ class Learner:
         return counts.result()
 
     @torch.no_grad()
-    def accuracy(self, task: Task) -> float:
-        """Share of the task's samples that the network answers rightly now."""
+    def score(self, task: Task) -> float:
+        """The metric on all samples of the task now: the share that the network answers rightly."""
+        protocol = self.spec.protocol
+        show, total = protocol.presenter(task, "end"), 0.0
         self.model.eval()
-        hits, _ = _correct(self.model(task.inputs), task.targets)
+        for batch in zip(task.inputs.split(PART), task.targets.split(PART), strict=True):
+            inputs, targets = show(*batch)
+            total += protocol.judge(call(self.model, inputs), targets)[0]
         self.model.train()
-        return hits / len(task)
+        return total / len(task)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain types: all that later steps depend on."""
@@ -106,12 +114,13 @@ class Learner:
 class _Counts:
     """Answers and losses of a task, counted a chunk of steps at a time: no `.item()` in a step."""
 
-    def __init__(self) -> None:
+    def __init__(self, judge: Callable[[Tensor, Tensor], tuple[float, int]]) -> None:
+        self.judge = judge
         self.outputs: list[Tensor] = []
         self.targets: list[Tensor] = []
         self.losses: list[Tensor] = []
-        self.steps = self.hits = self.samples = self.nonfinite = 0
-        self.loss = 0.0
+        self.steps = self.samples = self.nonfinite = 0
+        self.hits = self.loss = 0.0
 
     def add(self, outputs: Tensor, targets: Tensor, loss: Tensor) -> None:
         self.outputs.append(outputs)
@@ -125,7 +134,7 @@ class _Counts:
         if not self.losses:
             return
         targets = torch.cat(self.targets)
-        hits, nonfinite = _correct(torch.cat(self.outputs), targets)
+        hits, nonfinite = self.judge(torch.cat(self.outputs), targets)
         self.hits += hits
         self.nonfinite += nonfinite
         self.samples += len(targets)
@@ -137,10 +146,3 @@ class _Counts:
         return TaskResult(
             self.hits / max(self.samples, 1), self.loss / max(self.steps, 1), self.samples, self.nonfinite
         )
-
-
-def _correct(outputs: Tensor, targets: Tensor) -> tuple[int, int]:
-    """Right answers, and samples without a finite answer (argmax of NaN is an index like any other)."""
-    finite = outputs.isfinite().all(-1)
-    right = (outputs.argmax(-1) == targets) & finite
-    return int(right.sum()), int((~finite).sum())

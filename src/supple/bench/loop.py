@@ -42,8 +42,8 @@ def run(
 ) -> Path:
     """Compute one run, or the rest of it; a finished run is left as it is.
 
-    Writes, for every task, ``online_accuracy``, ``end_accuracy`` and ``online_loss``, and what ``measure``
-    says at the measured tasks. The last checkpoint holds the worn network.
+    Writes, for every task, online and end accuracy (or the protocol's other metric) and ``online_loss``, and what
+    ``measure`` says at the measured tasks. The last checkpoint holds the worn network.
 
     Args:
         spec: the run. root: results go to ``root/protocol/method/seed-n``.
@@ -77,7 +77,7 @@ def _continue(spec: RunSpec, store: Run, measure: Measure, progress: Progress | 
         task = stream.task(index)
         learner.start(index)
         result = learner.learn(task)
-        store.append(task_rows(spec, learner.steps, task, result, learner.accuracy(task)))
+        store.append(task_rows(spec, learner.steps, task, result, learner.score(task)))
         if index in measured:
             rows, arrays = measured_rows(
                 spec, learner.steps, task, learner.model, learner.optimizer, measure, memory

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from supple.bench.networks import keyed
+from supple.bench.networks import build, keyed
 from supple.bench.protocols import Protocol
 from supple.errors import InputError
-from supple.models import MLP
 
 if TYPE_CHECKING:
     from supple.interventions import Intervention
@@ -39,10 +38,9 @@ class Method:
 
     def build(self, protocol: Protocol, seed: int, task: int = 0) -> nn.Module:
         """The network at the start of ``task``, drawn by (seed, task): equal for methods of equal shape."""
-        widths = protocol.hidden if self.hidden else ()
 
         def make() -> nn.Module:
-            return MLP((protocol.inputs, *widths, protocol.outputs), self.activation, norm=self.norm)
+            return build(protocol, activation=self.activation, norm=self.norm, hidden=self.hidden)
 
         return keyed(make, seed, "network", task)
 
@@ -50,14 +48,14 @@ class Method:
         """Own defaults, then the protocol's, then the caller's."""
         return {**self.settings, **protocol.settings.get(self.name, {}), **(overrides or {})}
 
-    def create(self, settings: Mapping[str, Any], seed: int) -> Intervention | None:
-        """The intervention, or None; it is told the run's seed and the networks' initialiser if it asks."""
+    def create(self, settings: Mapping[str, Any], seed: int, initial: str = "auto") -> Intervention | None:
+        """The intervention, or None; it is told the run's seed and the network's initialiser if it asks."""
         if not self.intervention:
             return None
         from supple import interventions
 
         fields = {f.name for f in dataclasses.fields(interventions.available()[self.intervention])}
-        told = {"seed": seed, "initial": "he_uniform"}
+        told = {"seed": seed, "initial": initial}
         return interventions.create(
             self.intervention, **{k: v for k, v in told.items() if k in fields}, **settings
         )

@@ -30,7 +30,7 @@ class Scene:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    batch: tuple[Tensor, Tensor]
+    batch: tuple[Any, Tensor]
     loss_fn: Callable[[Tensor, Tensor], Tensor]
     instruments: str
     task: int
@@ -38,6 +38,7 @@ class Scene:
     memory: dict[str, Any] = field(default_factory=dict)
 
 
+LOSS = "online_loss"
 #: looks at a scene and returns records and arrays
 Measure: TypeAlias = Callable[[Scene], tuple[Iterable[Record], Mapping[str, Tensor]]]
 
@@ -65,15 +66,16 @@ def run_name(spec: RunSpec) -> str:
 
 
 def task_rows(spec: RunSpec, steps: int, task: Task, result: TaskResult, end: float) -> list[Record]:
-    """``online_accuracy``, ``end_accuracy`` and ``online_loss`` of one task."""
+    """``online_accuracy``, ``end_accuracy`` (or the protocol's metric) and ``online_loss`` of one task."""
+    metric = spec.protocol.metric
     where: dict[str, Any] = {"run": run_name(spec), "step": steps, "task": task.name}
     note = f"{result.nonfinite} answers were not finite and count as wrong" if result.nonfinite else ""
     bad = not math.isfinite(result.loss)
     return [
-        Record("online_accuracy", result.online_accuracy, samples=result.samples, note=note, **where),
-        Record("end_accuracy", end, samples=len(task), **where),
+        Record(f"online_{metric}", result.online, samples=result.samples, note=note, **where),
+        Record(f"end_{metric}", end, samples=len(task), **where),
         Record(
-            "online_loss",
+            LOSS,
             result.loss,
             samples=result.samples,
             status=Status.INVALID.value if bad else MEASURED,
@@ -101,7 +103,7 @@ def measured_rows(
     scene = Scene(
         model=model,
         optimizer=optimizer,
-        batch=task.probe(spec.probe),
+        batch=spec.protocol.presenter(task, "probe")(*task.probe(spec.probe)),
         loss_fn=spec.protocol.loss,
         instruments=spec.edge_instruments if edge else spec.instruments,
         task=task.index,
@@ -119,13 +121,26 @@ def measured_rows(
 
 def summarise(records: Records) -> dict[str, float]:
     """The figures of one run that comparisons start from."""
-    online = records.select(instrument="online_accuracy").values()
-    end = records.select(instrument="end_accuracy").values()
+    metric = metric_of(records)
+    online, end = curve(records, "online"), curve(records, "end")
     return {
         "tasks": len(online),
-        "online_accuracy_first_tenth": final_tenth(online[::-1]),
-        "online_accuracy_last_tenth": final_tenth(online),
-        "online_accuracy_area": area(online),
-        "online_accuracy_peak": max(online),
-        "end_accuracy_last_tenth": final_tenth(end),
+        f"online_{metric}_first_tenth": final_tenth(online[::-1]),
+        f"online_{metric}_last_tenth": final_tenth(online),
+        f"online_{metric}_area": area(online),
+        f"online_{metric}_peak": max(online),
+        f"end_{metric}_last_tenth": final_tenth(end),
     }
+
+
+def metric_of(records: Records) -> str:
+    """What a run counts: "accuracy", or the other metric of its protocol."""
+    found = next(
+        (r.instrument for r in records if r.instrument.startswith("online_") and r.instrument != LOSS), ""
+    )
+    return found.removeprefix("online_") or "accuracy"
+
+
+def curve(records: Records, when: str) -> list[float]:
+    """The metric over tasks; ``when`` is "online" (each batch before it is learned) or "end" (of each task)."""
+    return records.select(instrument=f"{when}_{metric_of(records)}").values()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from supple.bench import methods, statistics
+from supple.bench.rows import curve
 from supple.bench.statistics import Estimate, Paired
 from supple.errors import StoreError
 from supple.store import StoredRun, load
@@ -139,13 +140,13 @@ def collect(root: str | Path) -> Summary:
 
 def _row(key: tuple[str, str], runs: Mapping[int, StoredRun], fresh: Mapping[int, StoredRun]) -> Row:
     seeds = tuple(sorted(runs))
-    online = [_curve(runs[s], "online_accuracy") for s in seeds]
-    end = [_curve(runs[s], "end_accuracy") for s in seeds]
+    online = [curve(runs[s].records, "online") for s in seeds]
+    end = [curve(runs[s].records, "end") for s in seeds]
     pairs = [s for s in seeds if s in fresh]
     against = None
     if pairs and key[1] != REFERENCE:
-        own = [statistics.final_tenth(_curve(runs[s], "online_accuracy")) for s in pairs]
-        other = [statistics.final_tenth(_curve(fresh[s], "online_accuracy")) for s in pairs]
+        own = [statistics.final_tenth(curve(runs[s].records, "online")) for s in pairs]
+        other = [statistics.final_tenth(curve(fresh[s].records, "online")) for s in pairs]
         against = statistics.paired(own, other)
     return Row(
         protocol=key[0],
@@ -158,7 +159,3 @@ def _row(key: tuple[str, str], runs: Mapping[int, StoredRun], fresh: Mapping[int
         from_peak=statistics.mean([statistics.loss_from_peak(c) for c in online]),
         against_fresh=against,
     )
-
-
-def _curve(run: StoredRun, instrument: str) -> list[float]:
-    return run.records.select(instrument=instrument).values()

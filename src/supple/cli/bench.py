@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from supple.cli.diagnose import check_target
 from supple.errors import InputError
+
+if TYPE_CHECKING:
+    from supple.bench.studies import Study
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class BenchList:
     def run(self) -> int:
         from supple.bench.methods import METHODS
         from supple.bench.protocols import PROTOCOLS
+        from supple.bench.studies import STUDIES
         from supple.cli.console import emit_json, say
 
         check_target(self.json)
@@ -27,6 +31,9 @@ class BenchList:
             say("protocols")
             for name, protocol in PROTOCOLS.items():
                 say(f"  {name:<22} {protocol.description}; presets: {', '.join(protocol.presets)}")
+            say("studies (several protocols, their own methods)")
+            for name, study in STUDIES.items():
+                say(f"  {name:<22} {study.description}; presets: {', '.join(study.presets)}")
             say("methods")
             for name, method in METHODS.items():
                 say(f"  {name:<22} {method.title}")
@@ -34,6 +41,9 @@ class BenchList:
             "protocols": {
                 n: {"title": p.title, "description": p.description, "presets": list(p.presets)}
                 for n, p in PROTOCOLS.items()
+            },
+            "studies": {
+                n: {"description": s.description, "presets": list(s.presets)} for n, s in STUDIES.items()
             },
             "methods": {n: m.title for n, m in METHODS.items()},
         }
@@ -43,18 +53,18 @@ class BenchList:
 
 @dataclass(frozen=True)
 class BenchRun:
-    """Run methods and seeds of one protocol, in processes; what is finished already is not run again."""
+    """Run methods and seeds of one protocol, or a study, in processes; what is finished already is not run again."""
 
     protocol: str
-    """A name from `supple bench list`."""
-    methods: str = "plain,fresh,regrama"
-    """Names separated by commas, or all."""
+    """A protocol or a study: a name from `supple bench list`."""
+    methods: str | None = None
+    """Names separated by commas, or all (default: plain,fresh,regrama; a study has its own)."""
     seeds: int = 3
     """Seeds 0 to N-1."""
-    preset: str = "demo"
-    """Size of the protocol."""
-    measure_every: int = 0
-    """Measure ranks, dead units, kernel … after every k-th task; 0: accuracy only."""
+    preset: str | None = None
+    """Size (default: demo of a protocol, small of a study)."""
+    measure_every: int | None = None
+    """Measure ranks, dead units, kernel … after every k-th task (default: accuracy only; a study has its own)."""
     out: Path = Path("runs/bench")
     """Folder for the runs."""
     workers: int | None = None
@@ -68,6 +78,7 @@ class BenchRun:
     def run(self) -> int:
         from supple.bench import grid, with_engine
         from supple.bench.methods import METHODS
+        from supple.bench.studies import STUDIES
         from supple.cli.train import train
 
         check_target(self.json)
@@ -75,16 +86,41 @@ class BenchRun:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name} must be at least 1", found=value)
-        names = list(METHODS) if self.methods == "all" else self.methods.split(",")
+        if self.protocol in STUDIES:
+            return self._study(STUDIES[self.protocol])
+        wanted = self.methods or "plain,fresh,regrama"
         specs = grid(
             self.protocol,
-            names,
+            list(METHODS) if wanted == "all" else wanted.split(","),
             list(range(self.seeds)),
-            preset=self.preset,
-            measure_every=self.measure_every,
+            preset=self.preset or "demo",
+            measure_every=self.measure_every or 0,
         )
         train(self.protocol, with_engine(specs, self.engine), self.out, self.workers)
         return show(self.out, self.json)
+
+    def _study(self, study: type[Study]) -> int:
+        from supple.bench import with_engine
+        from supple.cli.console import emit_json, say
+        from supple.cli.train import train
+
+        own = {"--methods": self.methods, "--measure-every": self.measure_every}
+        if given := [flag for flag, value in own.items() if value is not None]:
+            raise InputError(
+                f"a study has its own methods and measurements; {study.name} takes no {given[0]}"
+            )
+        preset = self.preset or "small"
+        if preset not in study.presets:
+            raise InputError(
+                f"unknown preset {preset!r} of {study.name}", do=f"choose one of {', '.join(study.presets)}"
+            )
+        out = self.out / study.name / preset
+        train(study.name, with_engine(study.specs(preset, range(self.seeds)), self.engine), out, self.workers)
+        answer = study.read(out)
+        if str(self.json) != "-":
+            say(str(answer))
+        emit_json(answer.to_dict(), self.json)
+        return 0
 
 
 @dataclass(frozen=True)

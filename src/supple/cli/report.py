@@ -99,7 +99,7 @@ class Report:
     def _page(self, run: StoredRun) -> Path:
         from supple.report import Arm, Story, write_story
 
-        online = run.records.select(instrument="online_accuracy").values()
+        online = run.records.select(instrument="online_accuracy").values()  # the page draws accuracies
         if not online or self.html is None:
             raise InputError("this run has no task accuracies to draw", where=str(run.folder))
         about = run.manifest["run"]

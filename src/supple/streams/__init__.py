@@ -3,7 +3,7 @@ it knows nothing of networks. A task is computed from its key alone, so any task
 asked for at any time, in any order, and resuming a run replays nothing.
 """
 
-from supple.streams.changes import Change, DrawLabels, PermutePixels
+from supple.streams.changes import Change, ChangeDomain, DrawClasses, DrawLabels, PermutePixels
 from supple.streams.digits import digits, digits_raw
 from supple.streams.keys import generator
 from supple.streams.sequences import PermutedPixels, RandomLabels
@@ -11,6 +11,8 @@ from supple.streams.stream import Stream, Task
 
 __all__ = [
     "Change",
+    "ChangeDomain",
+    "DrawClasses",
     "DrawLabels",
     "PermutePixels",
     "PermutedPixels",

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as nnf
 
 from supple.streams.keys import generator
 
@@ -57,3 +58,61 @@ class DrawLabels:
     def __call__(self, inputs: Tensor, targets: Tensor, *, seed: int, task: int) -> tuple[Tensor, Tensor]:
         draw = generator(seed, "labels", task)
         return inputs, torch.randint(self.classes, (len(inputs),), generator=draw)
+
+
+@dataclass(frozen=True)
+class DrawClasses:
+    """A few classes in every task, drawn anew, and their numbers from 0: a sequence of classes.
+
+    The change of Continual ImageNet (Dohare et al. 2024: two of 1,000 classes a task), where the head stays or is
+    made anew by the protocol.
+
+    >>> y = torch.arange(10).repeat(3)
+    >>> _, y = DrawClasses(2)(torch.zeros(30, 1), y, seed=0, task=0)
+    >>> y.tolist()
+    [0, 1, 0, 1, 0, 1]
+    """
+
+    classes: int = 2
+
+    def drawn(self, targets: Tensor, *, seed: int, task: int) -> Tensor:
+        """The classes of a task, in the order of their new numbers."""
+        known = targets.unique()
+        order = torch.randperm(len(known), generator=generator(seed, "classes", task))
+        return known[order[: self.classes]]
+
+    def __call__(self, inputs: Tensor, targets: Tensor, *, seed: int, task: int) -> tuple[Tensor, Tensor]:
+        match = targets[:, None] == self.drawn(targets, seed=seed, task=task).sort().values
+        rows = match.any(1)
+        return inputs[rows], match[rows].int().argmax(1)
+
+
+@dataclass(frozen=True)
+class ChangeDomain:
+    """Images (N, C, H, W) as another domain in every task: turned or mirrored, and of another look.
+
+    One of the eight symmetries of the square (where H = W; else of the four that keep the shape), and one of four
+    looks: as it is, inverted, blurred (3×3 mean), edges (difference from that mean, at twice the contrast). 32
+    domains in all, drawn by (seed, task).
+
+    >>> x, _ = ChangeDomain()(torch.rand(5, 1, 8, 8), torch.zeros(5), seed=0, task=3)
+    >>> x.shape
+    torch.Size([5, 1, 8, 8])
+    """
+
+    def drawn(self, *, seed: int, task: int) -> tuple[int, int]:
+        """Number of the symmetry (0 to 7) and of the look (0 to 3)."""
+        draw = generator(seed, "domain", task)
+        return int(torch.randint(8, (), generator=draw)), int(torch.randint(4, (), generator=draw))
+
+    def __call__(self, inputs: Tensor, targets: Tensor, *, seed: int, task: int) -> tuple[Tensor, Tensor]:
+        symmetry, look = self.drawn(seed=seed, task=task)
+        square = inputs.shape[-1] == inputs.shape[-2]
+        turned = inputs.rot90(symmetry % 4 if square else 2 * (symmetry % 2), (-2, -1))
+        turned = turned.flip(-1) if symmetry >= 4 else turned
+        if look == 1:
+            return -turned, targets
+        if look >= 2:
+            blurred = nnf.avg_pool2d(turned, 3, stride=1, padding=1, count_include_pad=False)
+            return (blurred if look == 2 else 2 * (turned - blurred)), targets
+        return turned.contiguous(), targets

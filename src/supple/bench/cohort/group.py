@@ -144,7 +144,7 @@ class Group:
 def intervention_of(spec: RunSpec) -> Any:
     """The intervention of a run, None for plain training."""
     method = methods.get(spec.method)
-    return method.create(method.settings_in(spec.protocol, spec.settings), spec.seed)
+    return method.create(method.settings_in(spec.protocol, spec.settings), spec.seed, spec.protocol.initial)
 
 
 def pull_of(spec: RunSpec) -> float:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from supple.bench.protocols.base import Protocol
+from supple.bench.protocols.class_sequence import ClassSequence, ClassSequenceResNet
 from supple.bench.protocols.digits_permuted import DigitsPermuted
 from supple.bench.protocols.digits_random_labels import DigitsRandomLabels
+from supple.bench.protocols.image_domains import ImageDomains
 from supple.errors import InputError
 
-PROTOCOLS: dict[str, type[Protocol]] = {p.name: p for p in (DigitsPermuted, DigitsRandomLabels)}
+PROTOCOLS: dict[str, type[Protocol]] = {
+    p.name: p for p in (DigitsPermuted, DigitsRandomLabels, ClassSequence, ClassSequenceResNet, ImageDomains)
+}
 
 
 def create(name: str, preset: str = "demo", **overrides: Any) -> Protocol:
@@ -23,4 +27,13 @@ def create(name: str, preset: str = "demo", **overrides: Any) -> Protocol:
     return PROTOCOLS[name].preset(preset, **overrides)
 
 
-__all__ = ["PROTOCOLS", "DigitsPermuted", "DigitsRandomLabels", "Protocol", "create"]
+__all__ = [
+    "PROTOCOLS",
+    "ClassSequence",
+    "ClassSequenceResNet",
+    "DigitsPermuted",
+    "DigitsRandomLabels",
+    "ImageDomains",
+    "Protocol",
+    "create",
+]

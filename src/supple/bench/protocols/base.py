@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from supple.errors import InputError
-from supple.streams import Stream
+from supple.streams import Stream, Task
 
 P = TypeVar("P", bound="Protocol")
+Presenter: TypeAlias = Callable[[Tensor, Tensor], tuple[Any, Tensor]]
 
 
 def sourced(default: Any, source: str) -> Any:
@@ -32,6 +33,10 @@ class Protocol:
     title: ClassVar[str]
     description: ClassVar[str]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+    #: the network, a name of `supple.bench.networks`
+    network: ClassVar[str] = "mlp"
+    #: what ``judge`` counts: records are called online_<metric> and end_<metric>
+    metric: ClassVar[str] = "accuracy"
 
     tasks: int
     batch: int
@@ -78,6 +83,33 @@ class Protocol:
     def stream(self, seed: int) -> Stream:
         """The tasks; the same for every method of one seed, so that methods can be compared in pairs."""
         raise TypeError(f"{type(self).__name__} does not say which stream it has")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return (self.inputs,)
+
+    @property
+    def initial(self) -> str:
+        """The law of fresh weights, for methods that draw some: read off each layer but in the own MLP."""
+        return "he_uniform" if self.network == "mlp" else "auto"
+
+    def example(self) -> Any:
+        """A batch of the form that the network gets, to trace it with."""
+        return torch.zeros(self.batch, *self.shape)
+
+    def presenter(self, task: Task, purpose: str) -> Presenter:
+        """What the network is shown and asked of a batch of the task; ``purpose`` keys what is drawn.
+
+        Here the batch as it is.
+        """
+        return lambda inputs, targets: (inputs, targets)
+
+    def judge(self, outputs: Tensor, targets: Tensor) -> tuple[float, int]:
+        """How many answers are right, and how many are not finite: (sum of the metric, samples without an answer)."""
+        finite = outputs.isfinite().all(-1)  # argmax of NaN is an index like any other
+        right = (outputs.argmax(-1) == targets) & finite
+        return int(right.sum()), int((~finite).sum())
 
     def build_optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         """A new optimizer as the protocol has it."""
