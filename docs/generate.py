@@ -116,6 +116,8 @@ def study_page(name: str, path: Path) -> str:
     lines += [
         "",
         *STUDY_WORDS,
+        *(_verdict(row) for row in answer["comparisons"]),
+        "",
         "## Repairs",
         "",
         "| network | metric | plain | fresh | ReDo | ReGraMa | ReGraMa − ReDo |",
@@ -140,6 +142,22 @@ def study_page(name: str, path: Path) -> str:
     return "\n".join([*lines, f"Made with {versions}, Python {data['python']}.", ""])
 
 
+def _verdict(row: dict[str, Any]) -> str:
+    """What one ratio says of the claim, from its interval."""
+    ratio, start = row["ratio"], f"* {row['network']}, τ = {row['tau']:g}:"
+    if ratio is None or ratio["lo"] is None:
+        return f"{start} hardly a unit is inactive by either measure, so the claim is not tested here."
+    more = (
+        "GraMa sees more"
+        if ratio["lo"] > 1
+        else "fewer"
+        if ratio["hi"] < 1
+        else "the two agree within the interval"
+    )
+    factor = "a factor of two or more is excluded" if ratio["hi"] < 2 else "a factor of two is not excluded"
+    return f"{start} {more} ({ratio['value']:.2f} times as many units); {factor}."
+
+
 def _told(entry: dict[str, float] | None) -> str:
     return "too few to tell" if entry is None else cell(entry)
 
@@ -153,9 +171,10 @@ STUDY_HEAD = (
     "",
 )
 STUDY_WORDS = (
-    "Shares of hidden units after the last task, on 256 samples of it: dormant by activations, GraMa by gradients before",
-    "the nonlinearity. `GraMa only`: share of the units with little gradient that are not dormant; `dormant only`: share",
-    "of the dormant units that do receive gradient. A quotient whose denominator is under 1 % in some seed is not told.",
+    "Shares of hidden units after the last task, on 256 samples of it: dormant by activations, GraMa by gradients",
+    "before the nonlinearity. `GraMa only`: share of the units with little gradient that are not dormant; `dormant",
+    "only`: share of the dormant units that do receive gradient. A quotient whose denominator is under 1 % in some",
+    "seed is not told.",
     "",
 )
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from tests.bench.tiny import content
 
-from supple.bench import RunSpec, grid, protocols, run, run_list
+from supple.bench import RunSpec, grid, protocols, run, run_list, with_engine
+from supple.bench.cohort import supports
 from supple.bench.learner import Learner
 from supple.bench.networks import build
 from supple.bench.protocols import ClassSequence, ClassSequenceResNet, ImageDomains
@@ -189,6 +190,13 @@ def test_shares_ratios_and_sets_by_hand(monkeypatch):
     assert none.ratio is None
     assert none.extra is None
     assert none.missed.value == 1.0
+
+
+def test_tasks_of_different_size_are_not_stacked():
+    specs = with_engine(GramaVsDormant.specs("small", [0, 1]), "auto")
+    assert {s.engine for s in specs} == {"loop"}
+    (spec,) = grid("class-sequence", ["plain"], [0], preset="small")
+    assert "different numbers of samples" in supports(spec)
 
 
 def test_presets_of_a_study_are_those_of_its_protocols():

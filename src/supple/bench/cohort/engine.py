@@ -32,6 +32,8 @@ REFUSED = "the cohort engine has no stacked form of this method; use the loop en
 
 def supports(spec: RunSpec) -> str | None:
     """None, or why the cohort cannot take this run."""
+    if not spec.protocol.even_tasks:
+        return f"{REFUSED} (tasks of {spec.protocol.name} have different numbers of samples under different seeds)"
     rule = intervention_of(spec)
     if isinstance(rule, CChain):
         if reason := refusal(rule):

@@ -35,6 +35,8 @@ class Protocol:
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
     #: the network, a name of `supple.bench.networks`
     network: ClassVar[str] = "mlp"
+    #: whether task t has equally many samples under every seed, so that runs can be stacked
+    even_tasks: ClassVar[bool] = True
     #: what ``judge`` counts: records are called online_<metric> and end_<metric>
     metric: ClassVar[str] = "accuracy"
 

@@ -24,6 +24,7 @@ class ClassSequence(Protocol):
     name: ClassVar[str] = "class-sequence"
     title: ClassVar[str] = "Sequence of classes (MLP)"
     description: ClassVar[str] = "two other classes of digits in every task, for an MLP"
+    even_tasks: ClassVar[bool] = False  # classes have different numbers of samples
     presets: ClassVar[dict[str, dict[str, Any]]] = {"small": {}, "day": {"tasks": 400}, "demo": {"tasks": 20}}
 
     tasks: int = sourced(100, HERE)

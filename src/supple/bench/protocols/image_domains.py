@@ -35,6 +35,7 @@ class ImageDomains(Protocol):
     name: ClassVar[str] = "image-domains"
     title: ClassVar[str] = "Sequence of image domains (diffusion U-Net)"
     description: ClassVar[str] = "a U-Net predicts the noise in digits of another domain in every task"
+    even_tasks: ClassVar[bool] = False  # classes have different numbers of samples
     presets: ClassVar[dict[str, dict[str, Any]]] = {"small": {}, "day": {"tasks": 400}, "demo": {"tasks": 4}}
     network: ClassVar[str] = "unet"
     metric: ClassVar[str] = "score"
