@@ -46,6 +46,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "HareTortoise": {"every": 4},
     "FIRE": {},
     "WeakestUnit": {"every": 3},
+    "WeightClipping": {"kappa": 0.9},
+    "NormalizeAndProject": {"norms": "ignore"},
+    "Combination": {"parts": ({"name": "L2Init"}, {"name": "ReDo", "tau": 0.7, "every": 4})},
 }
 #: methods that define the whole update themselves
 PLAIN_SGD = {"UPGD"}

@@ -30,6 +30,6 @@ def problem() -> Problem:
     g = torch.Generator().manual_seed(7)
     batches = [
         (torch.randn(8, 6, generator=g, dtype=torch.float64), torch.randint(0, 4, (8,), generator=g))
-        for _ in range(120)
+        for _ in range(300)
     ]
     return Problem(batches)

@@ -1,4 +1,4 @@
-"""Each penalty against its float64 numpy twin over 120 Adam steps."""
+"""Each penalty against its float64 numpy twin over 300 Adam steps."""
 
 from __future__ import annotations
 

@@ -54,11 +54,14 @@ class Method:
             return None
         from supple import interventions
 
-        fields = {f.name for f in dataclasses.fields(interventions.available()[self.intervention])}
-        told = {"seed": seed, "initial": initial}
-        return interventions.create(
-            self.intervention, **{k: v for k, v in told.items() if k in fields}, **settings
-        )
+        def told(name: str, own: Mapping[str, Any]) -> dict[str, Any]:
+            fields = {f.name for f in dataclasses.fields(interventions.available()[name])}
+            return {**{k: v for k, v in (("seed", seed), ("initial", initial)) if k in fields}, **own}
+
+        own = told(self.intervention, settings)
+        if "parts" in own:  # of a combination
+            own["parts"] = [told(part["name"], part) for part in own["parts"]]
+        return interventions.create(self.intervention, **own)
 
 
 def _table(*methods: Method) -> dict[str, Method]:
@@ -93,6 +96,45 @@ METHODS = _table(
         intervention="SpectralRegularization",
         settings={"coef": 1e-3},
         cost=1.8,
+    ),
+    Method(
+        name="wasserstein", title="Wasserstein", intervention="Wasserstein", settings={"coef": 1e-2}, cost=1.8
+    ),
+    Method(name="parseval", title="Parseval", intervention="Parseval", settings={"coef": 1e-4}, cost=1.6),
+    Method(name="feature_rank", title="Feature rank", intervention="FeatureRank", cost=2.2),
+    Method(name="clipping", title="Weight clipping", intervention="WeightClipping", cost=1.1),
+    Method(name="trac", title="TRAC", intervention="TRAC", cost=1.5),
+    Method(
+        name="nap", title="Normalise and project", norm=True, intervention="NormalizeAndProject", cost=1.5
+    ),
+    Method(
+        name="spectral_regrama",
+        title="Spectral regularisation and ReGraMa",
+        intervention="Combination",
+        settings={
+            "parts": [
+                {"name": "SpectralRegularization", "coef": 1e-3},
+                {"name": "ReGraMa", "every": "task", "tau": 0.1},
+            ]
+        },
+        cost=2.0,
+    ),
+    Method(
+        name="l2init_regrama",
+        title="L2-Init and ReGraMa",
+        intervention="Combination",
+        settings={
+            "parts": [{"name": "L2Init", "coef": 1e-2}, {"name": "ReGraMa", "every": "task", "tau": 0.1}]
+        },
+        cost=1.6,
+    ),
+    Method(
+        name="layernorm_l2",
+        title="Layer normalisation and L2",
+        norm=True,
+        intervention="L2",
+        settings={"coef": 1e-3},
+        cost=1.6,
     ),
     Method(
         name="shrink_perturb",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,20 +15,14 @@ from supple.interventions.base import register
 from supple.interventions.penalty import Gradients, Penalty, PenaltyHandle, is_vector_module, total
 from supple.status import Mechanism
 
+R = TypeVar("R", bound=Penalty)
 
-class L2InitHandle(PenaltyHandle["L2Init"]):
+
+class InitialHandle(PenaltyHandle[R]):
     """Keeps θ₀, the parameters at attach, outside the model."""
 
     def prepare(self, inputs: Any) -> None:
         self.initial = {n: p.detach().clone() for held in self.held for n, p in held.items()}
-
-    @torch.no_grad()
-    def _gradients(self, parameters: Mapping[str, Tensor]) -> Gradients | None:
-        """2 · coef · (θ − θ₀): bit for bit autograd's, without its temporaries."""
-        if any(p.dtype not in (torch.float32, torch.float64) for p in parameters.values()):
-            return super()._gradients(parameters)  # in float32, as the base does it
-        apart = torch._foreach_sub(list(parameters.values()), [self.initial[n] for n in parameters])
-        return torch._foreach_mul(apart, 2.0 * self.rule.coef)
 
     def readings(self) -> dict[str, float]:
         with torch.no_grad():
@@ -43,13 +37,25 @@ class L2InitHandle(PenaltyHandle["L2Init"]):
         super()._load_state(state)
         if set(initial) != set(self.initial):
             raise InputError(
-                "the state of L2Init belongs to other parameters",
+                f"the state of {self.rule.name} belongs to other parameters",
                 found=sorted(set(initial) ^ set(self.initial)),
             )
         for name, tensor in initial.items():
             if tensor.shape != self.initial[name].shape:
                 raise InputError("θ₀ has another shape", found=tuple(tensor.shape), where=name)
         self.initial = {n: t.detach().clone().to(self.initial[n]) for n, t in initial.items()}
+
+
+class L2InitHandle(InitialHandle["L2Init"]):
+    """Its gradient in closed form."""
+
+    @torch.no_grad()
+    def _gradients(self, parameters: Mapping[str, Tensor]) -> Gradients | None:
+        """2 · coef · (θ − θ₀): bit for bit autograd's, without its temporaries."""
+        if any(p.dtype not in (torch.float32, torch.float64) for p in parameters.values()):
+            return super()._gradients(parameters)  # in float32, as the base does it
+        apart = torch._foreach_sub(list(parameters.values()), [self.initial[n] for n in parameters])
+        return torch._foreach_mul(apart, 2.0 * self.rule.coef)
 
 
 @register

@@ -4,6 +4,7 @@ into an existing network with widths kept consistent, or refuses with the module
 
 from supple.nn.convert import convert_
 from supple.nn.forgetting import ForgettingAttention, ForgettingCache
+from supple.nn.insert import Insertion, insert_norms_
 from supple.nn.pairs import CReLU, DeepFourier, init_pairs_
 from supple.nn.svf import SVFAdapter, svf_
 from supple.nn.widths import Conversion
@@ -14,8 +15,10 @@ __all__ = [
     "DeepFourier",
     "ForgettingAttention",
     "ForgettingCache",
+    "Insertion",
     "SVFAdapter",
     "convert_",
     "init_pairs_",
+    "insert_norms_",
     "svf_",
 ]

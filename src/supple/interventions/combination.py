@@ -1,0 +1,129 @@
+"""Several interventions under one handle: spectral and resets, L2-Init and resets, in the order given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from supple.errors import InputError
+from supple.interventions.base import Handle, Intervention, Optimizers, create, names, register
+
+_COSTS = ("low", "medium", "high")
+
+
+@register
+@dataclass(frozen=True)
+class Combination(Intervention):
+    """All of ``parts`` at once, each as if it were attached by itself, in this order.
+
+    The order is that of the hooks: before the step every part acts in turn on the gradients, after it every part in
+    turn on the weights. Put penalties first and resets last, so that fresh rows are not moved again in the step in
+    which they are born: ``Combination([SpectralRegularization(), ReGraMa()])``. Attaching is all or nothing. One
+    handle, one state, one ``penalty()`` (the sum). Cost: the sum of the parts'.
+
+    LayerNorm with weight decay, which Lyle et al. (arXiv 2402.18762) found highly effective, is
+    ``supple.nn.insert_norms_`` and the optimizer's own ``weight_decay``, or ``L2()``.
+
+    Args:
+        parts: interventions, or mappings ``{"name": ..., **settings}`` as a file has them; no two of one name.
+
+    >>> from supple.interventions import L2Init, ReDo
+    >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
+    >>> both = Combination([L2Init(), ReDo(every=10)])
+    >>> handle = both.attach(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    >>> [h.intervention.name for h in handle.handles]
+    ['L2Init', 'ReDo']
+    """
+
+    parts: tuple[Intervention, ...] = ()
+
+    mechanism: ClassVar[None] = None
+    cost: ClassVar[str] = "high"  # of the class; that of an instance is `costs`
+    source: ClassVar[str] = "Lyle et al., arXiv 2402.18762 (combinations in general)"
+
+    def __post_init__(self) -> None:
+        made = tuple(create(**part) if isinstance(part, Mapping) else part for part in self.parts)
+        object.__setattr__(self, "parts", made)
+        for part in made:
+            if not isinstance(part, Intervention) or isinstance(part, Combination):
+                raise InputError(
+                    "a combination is made of interventions", found=type(part).__name__,
+                    do="pass interventions, or mappings with a name and settings; no combination of combinations",
+                )  # fmt: skip
+        if not made:
+            raise InputError("a combination needs at least one part", do="Combination([L2Init(), ReDo()])")
+        own = [part.name for part in made]
+        if len(set(own)) < len(own):
+            raise InputError("two parts of a combination have one name", found=names(made))
+
+    @property
+    def costs(self) -> str:
+        """The highest cost of a part."""
+        return max((part.cost for part in self.parts), key=_COSTS.index)
+
+    def attach(self, model: nn.Module, optimizer: Optimizers, *, inputs: Any = None) -> CombinationHandle:
+        """Attach every part in order; where one refuses, those before it are detached again."""
+        handles: list[Handle] = []
+        try:
+            for part in self.parts:
+                handles.append(part.attach(model, optimizer, inputs=inputs))
+            return CombinationHandle(self, model, optimizer, handles)
+        except BaseException:
+            for handle in handles:
+                handle.detach()
+            raise
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "parts": [part.to_dict() for part in self.parts]}
+
+
+class CombinationHandle(Handle):
+    """Keeps the clock, and passes everything else on to the handles of the parts."""
+
+    def __init__(
+        self, intervention: Combination, model: nn.Module, optimizer: Optimizers, handles: list[Handle]
+    ) -> None:
+        super().__init__(intervention, model, optimizer)
+        self.handles = handles
+        self.refuses_closure = any(handle.refuses_closure for handle in handles)
+
+    def task(self, name: str | None = None) -> None:
+        super().task(name)
+        for handle in self.handles:
+            handle.task(name)
+
+    def penalty(self) -> Tensor:
+        """The sum of the parts' terms."""
+        total = torch.zeros((), device=next(self.model.parameters()).device)
+        for handle in self.handles:
+            total = total + handle.penalty().to(total.device)
+        return total
+
+    def detach(self) -> None:
+        super().detach()
+        for handle in getattr(self, "handles", []):
+            handle.detach()
+
+    def _state(self) -> dict[str, Any]:
+        return {handle.intervention.name: handle.state_dict() for handle in self.handles}
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        own = {handle.intervention.name: handle for handle in self.handles}
+        if set(state) != set(own):
+            raise InputError(
+                "the state belongs to another combination",
+                found=sorted(state),
+                do=f"this one is of {', '.join(own)}",
+            )
+        kept = self._state()
+        try:
+            for name, handle in own.items():
+                handle.load_state_dict(state[name])
+        except BaseException:
+            for name, handle in own.items():  # one that does not fit must not leave the others changed
+                handle.load_state_dict(kept[name])
+            raise
