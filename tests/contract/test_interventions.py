@@ -264,6 +264,21 @@ def test_a_changed_network_or_optimizer_is_noticed(name: str) -> None:
 
 
 @every_method
+def test_a_swapped_optimizer_is_noticed(name: str) -> None:
+    model, opt, handle = _attached(name)
+    _train(model, opt, handle, range(2))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(AttachError, match="attached to another optimizer"):
+        _train(model, _optimizer(model, name), handle, range(2, 3))
+    assert _equal(before, model.state_dict())
+    _train(model, opt, handle, range(2, 3))
+    other = _model()  # another network's optimizer is nobody's business
+    _train(other, _optimizer(other, name), None, range(2))
+    handle.detach()
+    _train(model, _optimizer(model, name), None, range(2))
+
+
+@every_method
 def test_copies_of_the_model_do_not_write_into_the_handle(name: str) -> None:
     """EMA copies and evaluation must leave the state alone."""
     runs = []

@@ -516,3 +516,35 @@ def test_states_of_others_are_refused() -> None:
     state["state"]["more"] = 1
     with pytest.raises(InputError, match="more"):
         redo.load_state_dict(state)
+
+
+def test_an_optimizer_inside_another_is_no_stranger_and_a_lost_handle_is_not_asked() -> None:
+    import gc
+
+    from supple.interventions import L2
+    from supple.interventions.base import _ATTACHED
+
+    class Outer(torch.optim.SGD):
+        """As wrappers do it: its step is another optimizer's."""
+
+        def __init__(self, inner: torch.optim.Optimizer) -> None:
+            super().__init__(inner.param_groups[0]["params"], lr=0.0)
+            self.inner = inner
+
+        def step(self, closure=None):  # type: ignore[override]
+            self.inner.step()
+
+    gc.collect()
+    before = len(_ATTACHED)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
+    outer = Outer(torch.optim.SGD(model.parameters(), lr=0.1))
+    handle = L2().attach(model, outer)
+    for _ in range(3):
+        outer.zero_grad()
+        model(torch.randn(4, 3)).sum().backward()
+        outer.step()
+    assert handle.step == 3
+    assert len(_ATTACHED) == before + 1
+    del handle, outer, model
+    gc.collect()
+    assert len(_ATTACHED) == before

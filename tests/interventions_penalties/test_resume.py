@@ -20,6 +20,7 @@ CASES = [
     CChain(coef=3.0),
     CChain(coef=3.0, refresh=3, fraction=0.5),
     CChain(target=1e-3, window=5, start=3),
+    CChain(coef=3.0, batch_from="reservoir", memory=3),
     ShrinkAndPerturb(shrink=0.9, perturb=0.1, every=4),
     ShrinkAndPerturb(shrink=0.9, perturb=0.1),
 ]

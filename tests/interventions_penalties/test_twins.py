@@ -13,6 +13,7 @@ from torch.nn import functional as nnf
 
 from supple import fresh
 from supple.interventions import L2, CChain, L2Init, ShrinkAndPerturb, SpectralRegularization
+from supple.interventions.past_batches import PastBatches
 
 LR = 1e-2
 
@@ -125,6 +126,48 @@ def test_cchain(problem, kind, refresh, fraction):
     if refresh == 3:
         same = [np.array_equal(a, b) for a, b in pairwise(used[2:])]
         assert same[:6] == [True, True, False, True, True, False]
+
+
+@pytest.mark.parametrize("source", ["reservoir", "inputs"])
+def test_cchain_with_other_references(problem, source):
+    """An even sample of the whole run, and a fixed probe, against the same twin."""
+    model = problem.model()
+    probe = torch.randn(5, 6, dtype=torch.float64)
+    optimizer = torch.optim.Adam(model.parameters(), lr=LR)
+    rule = CChain(coef=3.0, batch_from=source, memory=4)
+    handle = rule.attach(model, optimizer, inputs=probe)
+    used: list[np.ndarray | None] = []
+    steps, path = [], []
+    for x, y in problem.batches:
+        optimizer.zero_grad()
+        nnf.cross_entropy(model(x), y).backward()
+        reference = handle.reference
+        used.append(None if reference is None else reference.batch.tensors[0].numpy().copy())
+        steps.append(-1 if reference is None else reference.batch.step)
+        optimizer.step()
+        path.append({n: p.detach().numpy().copy() for n, p in model.named_parameters()})
+    twin_churn = twin.Churn(3.0, "kl", lambda t: used[t])
+    expected = twin.train(start(problem.model()), problem.numpy(), LR, twin_churn)
+    for got, wanted in zip(path, expected, strict=True):
+        assert all(abs(got[name] - wanted[name]).max() < 1e-9 for name in got)
+    if source == "inputs":
+        assert all(np.array_equal(u, probe.numpy()) for u in used[1:])
+    else:  # old batches stay in: the mean age grows with the run
+        assert sum(t - s for t, s in enumerate(steps) if t > 200) / 99 > 60
+        assert len(set(steps)) > 10
+
+
+def test_a_reservoir_is_an_even_sample_of_all_batches():
+    counts = np.zeros(50)
+    for seed in range(300):
+        past = PastBatches(5, reservoir=True, seed=seed)
+        for step in range(50):
+            past.add((torch.full((1, 1), float(step)),), {}, step)
+        assert len(past.batches) == 5
+        for batch in past.batches:
+            counts[batch.step] += 1
+    assert counts.sum() == 1500
+    assert (abs(counts - 30) < 5 * 30**0.5).all()
 
 
 @pytest.mark.parametrize("scaling", ["ash_adams", "nature", "upgd"])

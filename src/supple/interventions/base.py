@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from typing import Any, ClassVar, TypeAlias
@@ -16,6 +17,7 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from supple.errors import AttachError, InputError
 from supple.interventions.compensation import hold, release, skips
@@ -53,6 +55,18 @@ def _check_owners(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
             )
 
 
+#: attached handles, which are asked before every step of any optimizer; weak, so that none is kept alive
+_ATTACHED: weakref.WeakSet[Handle] = weakref.WeakSet()
+#: the one hook on all optimizers, made with the first handle; it stays, since torch may be walking through its
+#: hooks when the last handle goes
+_WATCHING: list[Any] = []
+
+
+def _ask_handles(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    for handle in list(_ATTACHED):
+        handle._meet(optimizer)
+
+
 class Handle:
     """An attached intervention: the hooks, the state, the log.
 
@@ -75,11 +89,18 @@ class Handle:
         self._removers: list[Any] = []
         self._modules = list(model.modules())
         self._signature = self._sign()
+        self._strangers: weakref.WeakSet[Optimizer] = (
+            weakref.WeakSet()
+        )  # known to hold none of our parameters
+        self._stepping = False
         _check_owners(model, self.optimizers)
         for opt in self.optimizers:
             hold(opt)
             self._removers.append(opt.register_step_pre_hook(self._pre))
             self._removers.append(opt.register_step_post_hook(self._post))
+        if not _WATCHING:
+            _WATCHING.append(register_optimizer_step_pre_hook(_ask_handles))
+        _ATTACHED.add(self)
 
     # -- what a subclass does -------------------------------------------------------------------
     def _before_step(self, optimizer: Optimizer) -> None:
@@ -109,16 +130,32 @@ class Handle:
                 f"the parameters of the optimizer changed after {self.intervention.name} was attached",
                 do="detach the handle and attach the intervention again",
             )
+        self._stepping = True
         if not skips(optimizer):
             self._before_step(optimizer)
 
     def _post(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._stepping = False
         if skips(optimizer):
             return
         self._after_step(optimizer)
         if optimizer is self.optimizers[0]:
             self.step += 1
             self.task_started = False
+
+    def _meet(self, optimizer: Optimizer) -> None:
+        """Another optimizer is about to step: if it moves our parameters, ours was swapped behind our back."""
+        if self._stepping or optimizer in self._strangers or any(optimizer is own for own in self.optimizers):
+            return  # while ours steps it may call another inside itself (SAM, Lookahead, accelerate)
+        held = {id(p) for own in self.optimizers for group in own.param_groups for p in group["params"]}
+        if any(id(p) in held for group in optimizer.param_groups for p in group["params"]):
+            raise AttachError(
+                f"{self.intervention.name} is attached to another optimizer of these parameters",
+                found=f"a step of {type(optimizer).__name__}, attached to "
+                + " and ".join(type(own).__name__ for own in self.optimizers),
+                do="detach the handle and attach the intervention to the new optimizer, or to both",
+            )
+        self._strangers.add(optimizer)
 
     def _sign(self) -> list[int]:
         """Identities of every parameter, submodule and held parameter; walked by hand, as every step asks."""
@@ -177,6 +214,7 @@ class Handle:
         for remover in self._removers:
             remover.remove()
         self._removers.clear()
+        _ATTACHED.discard(self)
         if self.attached:
             self.attached = False
             for optimizer in self.optimizers:

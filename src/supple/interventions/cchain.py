@@ -42,7 +42,7 @@ class CChainHandle(PenaltyHandle["CChain"]):
         self.network: nn.Module = (
             inner.module if isinstance(inner, nn.parallel.DistributedDataParallel) else inner
         )
-        self.past = PastBatches(self.rule.memory)
+        self.past = PastBatches(self.rule.memory, self.rule.batch_from == "reservoir", self.rule.seed)
         self.reference: Reference | None = None
         self._next: Reference | None = None
         self._now: Tensor | None = None  # outputs on the reference batch at the present parameters
@@ -198,6 +198,7 @@ class CChainHandle(PenaltyHandle["CChain"]):
         kept = self.reference
         return {
             "batches": [b.state() for b in self.past.batches],
+            "seen": self.past.seen,
             "reference": None
             if kept is None
             else {"batch": kept.batch.state(), "outputs": kept.outputs.clone(), "uses": kept.uses},
@@ -217,6 +218,7 @@ class CChainHandle(PenaltyHandle["CChain"]):
         self._loss = state.pop("loss").detach().clone().to(self.device)
         self.filled, self.losses_seen = int(state.pop("filled")), int(state.pop("losses_seen"))
         self._cap_told = bool(state.pop("cap_told"))
+        self.past.seen = int(state.pop("seen"))
         self.past.batches.clear()
         self.past.batches.extend(Batch.restore(b, self.device) for b in state.pop("batches"))
         kept = state.pop("reference")
@@ -286,8 +288,9 @@ class CChain(Penalty):
         start: steps before the first adaptation (10 in the Gym code).
         fraction: part of a past batch that is used, in (0, 1]. Needs samples on axis 0.
         refresh: steps for which one reference batch serves; 1 is the published form.
-        memory: number of past training batches kept, of which one is drawn.
-        batch_from: "recent" draws from those; "inputs" always uses the batch given to ``attach(inputs=)``.
+        memory: number of past training batches kept, of which one is drawn (2: the previous one).
+        batch_from: "recent" draws from the last ``memory`` batches, "reservoir" from an even sample of as many of
+            all batches of the run; "inputs" always uses the batch given to ``attach(inputs=)``, a probe.
         output: picks the tensor out of the model's output; by default the tensor itself, ``.logits``, or
             the first element.
         restart: ``handle.task()`` restarts λ and the reference (three of the four published codes do).
@@ -317,7 +320,7 @@ class CChain(Penalty):
     fraction: float = 1.0
     refresh: int = 1
     memory: int = 8
-    batch_from: Literal["recent", "inputs"] = "recent"
+    batch_from: Literal["recent", "reservoir", "inputs"] = "recent"
     restart: bool = True
     sync: bool = True
     seed: int = 0
@@ -327,8 +330,9 @@ class CChain(Penalty):
         super().__post_init__()
         if self.kind not in ("kl", "mse", "ce"):
             raise InputError("unknown kind", found=self.kind, do='choose "kl", "mse" or "ce"')
-        if self.batch_from not in ("recent", "inputs"):
-            raise InputError("unknown batch_from", found=self.batch_from, do='choose "recent" or "inputs"')
+        if self.batch_from not in ("recent", "reservoir", "inputs"):
+            choices = 'choose "recent", "reservoir" or "inputs"'
+            raise InputError("unknown batch_from", found=self.batch_from, do=choices)
         if not 0.0 < self.fraction <= 1.0:
             raise InputError("fraction must lie in (0, 1]", found=self.fraction)
         if min(self.window, self.start, self.refresh) < 1 or self.memory < 2:

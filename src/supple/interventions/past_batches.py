@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from supple import fresh
 from supple.errors import InputError
 
 
@@ -79,15 +80,30 @@ def flatten(args: tuple[Any, ...], kwargs: dict[str, Any], step: int) -> tuple[B
 
 
 class PastBatches:
-    """A ring of the last ``memory`` batches."""
+    """At most ``memory`` batches: the last ones, or (``reservoir``) an even sample of all that were ever seen.
 
-    def __init__(self, memory: int) -> None:
+    The reservoir is algorithm R (Vitter 1985) over batches: each of n batches is kept with chance memory / n.
+    """
+
+    def __init__(self, memory: int, reservoir: bool = False, seed: int = 0) -> None:
         self.batches: deque[Batch] = deque(maxlen=memory)
+        self.memory, self.reservoir, self.seed = memory, reservoir, seed
         self.layout: Layout | None = None
+        self.seen = 0
 
     def add(self, args: tuple[Any, ...], kwargs: dict[str, Any], step: int) -> None:
+        self.seen += 1
+        place = self.memory
+        if self.reservoir and self.seen > self.memory:
+            source = fresh.generator(self.seed, self.seen, "reservoir", "cpu")
+            place = int(torch.randint(self.seen, (1,), generator=source))
+            if place >= self.memory and self.layout is not None:
+                return  # not kept, so not copied
         batch, self.layout = flatten(args, kwargs, step)
-        self.batches.append(batch)
+        if not self.reservoir or self.seen <= self.memory:
+            self.batches.append(batch)
+        elif place < self.memory:
+            self.batches[place] = batch
 
     def draw(self, before: int, fraction: float, generator: torch.Generator) -> Batch | None:
         """A random part of a random batch that was seen before step ``before``, or None."""
