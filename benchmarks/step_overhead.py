@@ -30,16 +30,21 @@ from torch.nn import functional as nnf
 from supple.interventions import (
     CCBP,
     L2,
+    TRAC,
     CChain,
     ContinualBackprop,
+    FeatureRank,
     Handle,
     Intervention,
     L2Init,
+    Parseval,
     ReDo,
     ReGraMa,
     SelfNormalizedReset,
     ShrinkAndPerturb,
     SpectralRegularization,
+    Wasserstein,
+    WeightClipping,
 )
 from supple.models.resnet import resnet18
 
@@ -55,6 +60,11 @@ METHODS: dict[str, Callable[[], Intervention]] = {
     "ccbp": CCBP,
     "l2": L2,
     "l2_init": L2Init,
+    "wasserstein": Wasserstein,
+    "parseval": Parseval,
+    "feature_rank": FeatureRank,
+    "clipping": WeightClipping,
+    "trac": TRAC,
     "spectral": SpectralRegularization,
     "cchain": CChain,
     "cchain_refresh4": lambda: CChain(refresh=4),

@@ -1,12 +1,14 @@
-"""Write the generated pages of docs/: results from results/*/*.json, instruments from the registry.
+"""Write the generated pages of docs/: results from results/*/*.json, instruments and interventions from the registries.
 
 ``--check`` fails if one is out of date.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -240,8 +242,71 @@ def entry(record: str, found: Any) -> list[str]:
     return [f"* **`{record}`**: {found.formula}.", f"  {'; '.join(details)}.", ""]
 
 
+def interventions() -> dict[str, str]:
+    """The page of interventions, from the classes themselves: their docstrings, defaults and facts."""
+    from supple import nn
+    from supple.interventions import available
+
+    table = {n: c for n, c in available().items() if c.__module__.startswith("supple.")}
+    lines = [
+        NOTICE,
+        "",
+        *INTERVENTIONS_HEAD,
+        "| method | addresses | cost | level | evidence |",
+        "|---|---|---|---|---|",
+    ]
+    for name, cls in table.items():
+        addressed = "–" if cls.mechanism is None else str(cls.mechanism).replace("_", " ")
+        lines.append(
+            f"| [{name}](#{name.lower()}) | {addressed} | {cls.cost} | {cls.level} | {cls.evidence} |"
+        )
+    lines += ["", "In the architecture, from `supple.nn`:", ""]
+    for name in ("CReLU", "DeepFourier", "convert_", "insert_norms_", "svf_", "ForgettingAttention"):
+        first = (inspect.getdoc(getattr(nn, name)) or "").split("\n\n")[0].replace("\n", " ")
+        lines.append(f"* `{name}`: {first}")
+    for name, cls in table.items():
+        lines += ["", f"## {name}", "", *prose(cls)]
+    return {"interventions.md": "\n".join([*lines, ""])}
+
+
+def prose(cls: type) -> list[str]:
+    """A class's docstring as Markdown: arguments as a list with their defaults, the example as code."""
+    defaults = {f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
+    lines: list[str] = []
+    part = ""  # "", "Args", "Raises"
+    code = False
+    for line in (inspect.getdoc(cls) or "").splitlines():
+        text = re.sub(r"::$", ":", line.replace("``", "`"))
+        if line.startswith(">>>") and not code:
+            code = True
+            lines += ["```python"]
+        if code:
+            lines.append(line)
+        elif re.fullmatch(r"(Args|Raises|Returns):", line):
+            part = line[:-1]
+            lines += ["**Arguments**" if part == "Args" else f"**{part}**", ""]
+        elif part and (found := re.match(r"    (\w+(?:, \w+)*): (.*)", text)):
+            names = found[1].split(", ")
+            shown = ", ".join(f"`{n}`" + (f" = `{defaults[n]!r}`" if n in defaults else "") for n in names)
+            lines.append(f"* {shown if part == 'Args' else f'`{found[1]}`'}: {found[2]}")
+        else:
+            lines.append(f"  {text.strip()}" if part and text.strip() else text)
+    return [*lines, "```"] if code else lines
+
+
+INTERVENTIONS_HEAD = (
+    "# Interventions",
+    "",
+    "Each is attached with one line, `supple.interventions.NAME(...).attach(model, optimizer)`, and described where it",
+    "is written; this page is made from there. Level: 1 training trick, 2 spectral or frequency domain, 3 architecture.",
+    "`unverified` evidence: the source could not be read in full, or its claim was not confirmed here. Costs in",
+    "figures: [overhead](overhead.md). Which of them fits a network: `supple.diagnose`.",
+    "",
+)
+
+
 #: each source of generated pages; add one function here for a new kind of page
-SOURCES: tuple[Callable[[], dict[str, str]], ...] = (results, studies, instruments)
+SOURCES: tuple[Callable[[], dict[str, str]], ...] = (results, studies, instruments, interventions)
 
 
 def main(arguments: list[str]) -> int:

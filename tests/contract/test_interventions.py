@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import importlib.util
 import json
 import pickle
+import re
 import sys
 from collections.abc import Iterator
 from importlib import metadata
@@ -136,6 +138,10 @@ def test_it_says_what_it_is(name: str) -> None:
     assert cls.level in (1, 2, 3)
     assert cls.evidence in ("published", "unverified")
     assert cls.source
+    if cls.__module__.startswith("supple."):  # docs/interventions.md is made from these
+        arguments = cls.__doc__.partition("Args:")[2]
+        undocumented = [f.name for f in dataclasses.fields(cls) if not re.search(rf"\b{f.name}\b", arguments)]
+        assert set(undocumented) <= {"hook", "filter_fn"}, undocumented  # of every penalty: see `Penalty`
     assert json.loads(json.dumps(method.to_dict()))["name"] == name
     assert pickle.loads(pickle.dumps(method)) == method == copy.deepcopy(method)
     with pytest.raises((AttributeError, TypeError)):
