@@ -298,9 +298,9 @@ INTERVENTIONS_HEAD = (
     "# Interventions",
     "",
     "Each is attached with one line, `supple.interventions.NAME(...).attach(model, optimizer)`, and described where it",
-    "is written; this page is made from there. Level: 1 training trick, 2 spectral or frequency domain, 3 architecture.",
-    "`unverified` evidence: the source could not be read in full, or its claim was not confirmed here. Costs in",
-    "figures: [overhead](overhead.md). Which of them fits a network: `supple.diagnose`.",
+    "is written; this page is made from there. Level: 1 training trick, 2 spectral or frequency domain, 3",
+    "architecture. `unverified` evidence: the source could not be read in full, or its claim was not confirmed here.",
+    "Costs in figures: [overhead](overhead.md). Which of them fits a network: `supple.diagnose`.",
     "",
 )
 

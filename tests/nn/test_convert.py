@@ -12,6 +12,7 @@ from torch.nn import functional as nnf
 
 import supple
 from supple.errors import InputError, TopologyError
+from supple.models import GPT, ResNet
 from supple.nn import CReLU, DeepFourier, convert_
 
 
@@ -218,14 +219,10 @@ class BareParameter(Residual):
 @pytest.mark.parametrize(
     ("build", "place"),
     [
-        (Residual, "b"),
         (InPlaceResidual, "act"),
         (Functional, "b"),
         (Shared, "a"),
-        (TwoHeads, "c"),
         (Concat, "b"),
-        (Unused, "c.weight"),
-        (BareParameter, "scale"),
         (lambda: nn.Sequential(nn.Linear(6, 6), nn.PReLU(), nn.Linear(6, 2)), "1"),
         (lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)), "0"),
         (lambda: nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Tanh(), nn.Linear(6, 2)), "2"),
@@ -287,3 +284,96 @@ def test_fourier_network_learns():
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.05
+
+
+# -- branches -------------------------------------------------------------------------------------
+def counted(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+BRANCHED = {
+    "residual": (Residual, (3, 6), ["a", "b"]),
+    "two heads": (TwoHeads, (3, 6), ["a", "b", "c"]),
+    "unused": (Unused, (3, 6), ["a", "b"]),
+    "resnet": (lambda: ResNet((8, 16), (1, 2), 5, channels=1), (2, 1, 8, 8), None),
+    "resnet without norms": (lambda: ResNet((8, 16), (1, 1), 5, channels=1, norm=False), (2, 1, 8, 8), None),
+}
+
+
+@pytest.mark.parametrize("activation", ["crelu", "fourier"])
+@pytest.mark.parametrize("width", ["half", "match_params", "double"])
+@pytest.mark.parametrize("name", BRANCHED)
+def test_branches_keep_their_stream(name, width, activation):
+    build, shape, layers = BRANCHED[name]
+    torch.manual_seed(0)
+    model, x = build(), torch.randn(shape)
+    plain = copy.deepcopy(model)
+    done = convert_(model, activation, width, inputs=x, verbose=False)
+    assert (done.before, done.after) == (counted(plain), counted(model))
+    if width == "match_params" and name.startswith("resnet"):
+        assert abs(done.after / done.before - 1) < 0.05
+    if layers is not None:
+        assert [line.split(" ")[0] for line in done.layers] == layers
+    paths = [line.split(" ")[0] for line in done.layers]
+    for path, module in plain.named_modules():
+        new = model.get_submodule(path)
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and path not in paths:
+            assert torch.equal(new.weight, module.weight), path  # the stream and what is beside it
+        if path.endswith("conv1") or path == "a":
+            units, reads = (
+                new.weight.shape[0],
+                model.get_submodule(path[:-1] + ("2" if path[-1] == "1" else "b")),
+            )
+            assert reads.weight.shape[1] == 2 * units
+            factor = {"half": 0.5, "double": 1.0}.get(width)
+            assert factor is None or units == factor * module.weight.shape[0]
+        if path.endswith("conv2") or path in ("b", "head"):
+            assert new.weight.shape[0] == module.weight.shape[0]
+    model.train()
+    out = model(x)
+    sum(o.square().sum() for o in (out if isinstance(out, tuple) else (out,))).backward()
+    assert all(
+        p.grad is not None and p.grad.isfinite().all() for n, p in model.named_parameters() if "c." not in n
+    )
+
+
+def test_the_mlps_of_a_transformer():
+    torch.manual_seed(0)
+    ids = torch.randint(11, (2, 8))
+    model = GPT(11, dim=16, depth=2, heads=2, context=8)
+    attention = copy.deepcopy(model.blocks[0].attention.state_dict())
+    done = convert_(model, "crelu", "half", inputs=ids, verbose=False)
+    assert [line.split(" (")[0] for line in done.layers] == [
+        f"blocks.{i}.mlp.{n}" for i in (0, 1) for n in ("up", "down")
+    ]  # fmt: skip
+    assert model.blocks[0].mlp.up.out_features == 32
+    assert model(ids).shape == (2, 8, 11)
+    assert all(torch.equal(v, attention[k]) for k, v in model.blocks[0].attention.state_dict().items())
+
+
+def test_what_stays_is_named_and_what_cannot_is_refused():
+    class Both(nn.Module):
+        """A branch that can be converted, and an activation on the stream."""
+
+        def __init__(self):
+            super().__init__()
+            self.a, self.act, self.b = nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6)
+            self.outer, self.head = nn.ReLU(), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.head(self.outer(x + self.b(self.act(self.a(x)))))
+
+    x = torch.randn(3, 6)
+    done = convert_(Both(), "crelu", inputs=x, verbose=False)
+    assert any(line.startswith("outer stays: it does not read just what one Linear") for line in done.layers)
+    gated = GPT(11, dim=16, depth=1, heads=2, context=8, gated=True)
+    before = copy.deepcopy(gated.state_dict())
+    with pytest.raises(TopologyError, match=r"blocks.0.mlp.act: blocks.0.mlp.down reads other units too"):
+        convert_(gated, "crelu", inputs=torch.randint(11, (2, 8)))
+    assert all(torch.equal(v, before[k]) for k, v in gated.state_dict().items())
+    odd = Residual()
+    odd.a, odd.b = nn.Linear(6, 5), nn.Linear(5, 6)
+    with pytest.raises(TopologyError, match="halved"):
+        convert_(odd, "crelu", inputs=x)
+    convert_(odd, "crelu", "match_params", inputs=x, verbose=False)
+    assert odd(x).shape == (3, 6)

@@ -31,7 +31,8 @@ class Wasserstein(Penalty):
 
     n times the squared empirical 2-Wasserstein distance between the entries now and then: their distribution is
     held, not their places, so that weights may exchange roles. Mechanism: weight growth. Cost: a sort of every
-    tensor per step, O(n log n), eight times a plain step for an MLP at batch 128 (docs/overhead.md). Source: Lewandowski, Tanaka, Schuurmans, Machado, arXiv 2312.00246.
+    tensor per step, O(n log n), eight times a plain step for an MLP at batch 128 (docs/overhead.md). Source:
+    Lewandowski, Tanaka, Schuurmans, Machado, arXiv 2312.00246.
 
     Attach it to the fresh network, as L2-Init. All parameters count, biases and norms too, each as a tensor of its
     own; in equal entries the order of the sort decides where the gradient goes. Paper and code: the paper's sum is

@@ -39,12 +39,13 @@ class FeedForward(nn.Module):
         super().__init__()
         self.up = nn.Linear(dim, hidden)
         self.gate = nn.Linear(dim, hidden) if gated else None
+        self.act = nn.SiLU() if gated else nn.GELU()
         self.down = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gate is None:
-            return self.down(F.gelu(self.up(x)))
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+            return self.down(self.act(self.up(x)))
+        return self.down(self.act(self.gate(x)) * self.up(x))
 
 
 class Block(nn.Module):

@@ -16,6 +16,7 @@ class BasicBlock(nn.Module):
         make = (lambda n: nn.BatchNorm2d(n)) if norm else (lambda n: nn.Identity())
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=not norm)
         self.norm1 = make(outputs)
+        self.act = nn.ReLU()  # a module, so that `supple.convert_` can replace it
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=not norm)
         self.norm2 = make(outputs)
         self.shortcut: nn.Module = nn.Identity()
@@ -23,7 +24,7 @@ class BasicBlock(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=not norm), make(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = F.relu(self.norm1(self.conv1(x)))
+        inner = self.act(self.norm1(self.conv1(x)))
         return F.relu(self.norm2(self.conv2(inner)) + self.shortcut(x))
 
 

@@ -1,15 +1,16 @@
-"""Put CReLU or Fourier features into an existing plain network, widths kept consistent, or refuse."""
+"""Put CReLU or Fourier features into an existing network, widths kept consistent, or refuse."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from supple.errors import InputError, TopologyError
+from supple.nn.branches import BranchPlan, plan_branches
 from supple.nn.chain import Link, _looking, module_chain
 from supple.nn.pairs import CReLU, DeepFourier, init_pairs_
 from supple.nn.widths import ACTIVATIONS, Conversion, Plan, make_plan
@@ -27,7 +28,11 @@ def convert_(
     inputs: Inputs | None = None,
     verbose: bool = True,
 ) -> Conversion:
-    """Replace the activations of a plain MLP or ConvNet by pairs, in place, and print the parameter counts.
+    """Replace activations of an MLP, a ConvNet, a ResNet or a transformer's MLPs by pairs, in place.
+
+    The parameter counts before and after are printed. In a network with branches (it needs ``inputs``) the hidden
+    units inside the branches are converted, and the stream between them keeps its width; an activation that cannot
+    be converted (on the stream, used at several places, in a gate) stays and is listed with its reason.
 
     A pair activation gives two features per unit, so one of these must hold:
 
@@ -43,8 +48,8 @@ def convert_(
     keeps its outputs and stays linear; what follows it (a final sigmoid, say) is left alone.
 
     Args:
-        model: a chain of modules: Linear, Conv, norms, pooling, dropout, flatten. Nested `nn.Sequential` are
-            read as they stand; anything else needs ``inputs`` and is watched on one pass.
+        model: Linear, Conv, norms, activation modules. Nested `nn.Sequential` are read as they stand; anything
+            else needs ``inputs`` and is watched on one pass.
         activation: "fourier" ([sin z, cos z]) or "crelu" ([relu z, relu −z]).
         width: see above.
         filter_fn: ``(activation module, path) -> bool``; False keeps that activation.
@@ -55,8 +60,8 @@ def convert_(
         A `Conversion` with the counts before and after and each layer's sizes.
 
     Raises:
-        TopologyError: residual or branched networks, functional activations, weight sharing, unknown modules,
-            odd widths to halve, with the path; nothing has been written then.
+        TopologyError: no activation that can be converted (functional ones cannot), weight sharing, unknown
+            modules, odd widths to halve, with the path; nothing has been written then.
         InputError: unknown activation or width.
 
     >>> net = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
@@ -70,38 +75,101 @@ def convert_(
     if width not in WIDTHS:
         raise InputError("unknown width", found=width, do=f"choose one of {', '.join(WIDTHS)}")
     small = None if inputs is None else shrink(inputs, 2)
-    links = module_chain(model, small)
-    plan = make_plan(links, width, filter_fn)
+    old, changes, write = _planned(model, activation, width, filter_fn, small)
     if small is not None:
-        _try_on_copy(model, links, plan, activation, small)
+        _try_on_copy(model, write, small)
     before = sum(p.numel() for p in model.parameters())
-    _write(model, links, plan, activation)
+    write(model)
     after = sum(p.numel() for p in model.parameters())
-    old = sorted({type(links[i].module).__name__ for i in plan.converted})
-    result = Conversion(
-        "/".join(old), PAIRS[activation].__name__, width, before, after, tuple(plan.changes(links))
-    )
+    result = Conversion("/".join(sorted(old)), PAIRS[activation].__name__, width, before, after, changes)
     if verbose:
         print(result)
     return result
 
 
-def _try_on_copy(model: nn.Module, links: list[Link], plan: Plan, activation: str, inputs: Inputs) -> None:
+Write = Callable[[nn.Module], None]
+
+
+def _planned(
+    model: nn.Module,
+    activation: str,
+    width: str,
+    filter_fn: Callable[[nn.Module, str], bool] | None,
+    inputs: Inputs | None,
+) -> tuple[set[str], tuple[str, ...], Write]:
+    """Old activations, the changes in words, and what carries them out on the model or a copy."""
+    try:
+        links = module_chain(model, inputs)
+    except TopologyError as error:
+        if inputs is None:
+            raise
+        return _planned_branches(model, activation, width, filter_fn, inputs, error)
+    plan = make_plan(links, width, filter_fn)
+
+    def write(network: nn.Module) -> None:
+        paths = dict(network.named_modules())
+        _write(network, [Link(x.path, paths[x.path]) for x in links], plan, activation)
+
+    return {type(links[i].module).__name__ for i in plan.converted}, tuple(plan.changes(links)), write
+
+
+def _planned_branches(
+    model: nn.Module,
+    activation: str,
+    width: str,
+    filter_fn: Callable[[nn.Module, str], bool] | None,
+    inputs: Inputs,
+    no_chain: TopologyError,
+) -> tuple[set[str], tuple[str, ...], Write]:
+    """The same for a residual network or a transformer; where that finds nothing, why it is no chain either."""
+    branches = plan_branches(model, inputs, width, filter_fn)
+    if not branches.sites:
+        raise no_chain
+
+    def write(network: nn.Module) -> None:
+        _write_branches(network, branches, activation)
+
+    old = {type(model.get_submodule(site.activation)).__name__ for site in branches.sites}
+    return old, tuple(branches.changes(model)), write
+
+
+def _try_on_copy(model: nn.Module, write: Write, inputs: Inputs) -> None:
     with _looking(model):
-        wanted = call(model, inputs).shape
+        wanted = call(model, inputs)
         twin = copy.deepcopy(model)
-        paths = dict(twin.named_modules())
-        _write(twin, [Link(x.path, paths[x.path]) for x in links], plan, activation)
+        write(twin)
         try:
-            got = call(twin, inputs).shape
+            got = call(twin, inputs)
         except RuntimeError as error:
             raise TopologyError(
                 "the converted copy does not run", found=str(error).splitlines()[0]
             ) from error
+    wanted, got = (main.shape for main in map(_first_tensor, (wanted, got)))
     if got != wanted:
         raise TopologyError(
             "the converted copy returns another shape", found=f"{tuple(got)}, not {tuple(wanted)}"
         )
+
+
+def _first_tensor(outputs: Any) -> Tensor:
+    """The output itself, or the first tensor inside it."""
+    while not isinstance(outputs, Tensor):
+        outputs = next(iter(outputs.values() if isinstance(outputs, Mapping) else outputs))
+    return outputs
+
+
+def _write_branches(model: nn.Module, plan: BranchPlan, activation: str) -> None:
+    """Resize and draw; everything was checked before."""
+    modules = dict(model.named_modules())
+    for path, (reads, gives) in plan.sizes.items():
+        _resize_layer(modules[path], reads, gives)
+        init_pairs_(modules[path], plan.gains[path])
+    for path, size in plan.norms.items():
+        _resize_norm(modules[path], size)
+    for path, dim in plan.dims.items():
+        parent, _, name = path.rpartition(".")
+        new = PAIRS[activation](dim=dim).train(modules[path].training)
+        setattr(model.get_submodule(parent), name, new)
 
 
 def _write(model: nn.Module, links: list[Link], plan: Plan, activation: str) -> None:
