@@ -69,7 +69,7 @@ def _continue(spec: RunSpec, store: Run, measure: Measure, progress: Progress | 
     if state is not None:
         first = state["task"]
         learner.load_state_dict(state["learner"])
-    stream, measured = spec.protocol.stream(spec.seed), spec.measured()
+    stream, measured = spec.protocol.sequence(spec.seed), spec.measured()
     memory: dict[str, Any] = {}
     for index in range(first, tasks):
         if progress is not None:

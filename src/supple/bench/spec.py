@@ -54,7 +54,7 @@ class RunSpec:
 
     @property
     def label(self) -> str:
-        return f"{self.protocol.name}/{self.method}/seed-{self.seed}"
+        return f"{self.protocol.label}/{self.method}/seed-{self.seed}"
 
     @property
     def cost(self) -> float:
@@ -63,7 +63,7 @@ class RunSpec:
         return self.protocol.tasks * methods.get(self.method).cost * share
 
     def folder(self, root: str | Path) -> Path:
-        return Path(root) / self.protocol.name / self.method / f"seed-{self.seed}"
+        return Path(root) / self.protocol.label / self.method / f"seed-{self.seed}"
 
     def manifest(self) -> dict[str, Any]:
         """Plain types; two specs with equal manifests have equal records."""

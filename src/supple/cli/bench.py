@@ -68,6 +68,8 @@ class BenchRun:
     """Number of tasks instead of the preset's; a run of another length is another run."""
     optimizer: str | None = None
     """sgd, momentum, adam, adamw, rmsprop or adagrad instead of the protocol's."""
+    iid: bool = False
+    """The control: the same samples shuffled over all tasks into one stream."""
     data: Path | None = None
     """Folder of the data sets (default: SUPPLE_DATA)."""
     measure_every: int | None = None
@@ -98,7 +100,7 @@ class BenchRun:
         if self.protocol in STUDIES:
             return self._study(STUDIES[self.protocol])
         changed = {k: v for k in ("tasks", "optimizer") if (v := getattr(self, k)) is not None}
-        protocol = protocols.create(self.protocol, self.preset or "demo", **changed)
+        protocol = protocols.create(self.protocol, self.preset or "demo", iid=self.iid, **changed)
         protocol.check()
         wanted = self.methods or "plain,fresh,regrama"
         specs = grid(
@@ -120,6 +122,7 @@ class BenchRun:
             "--measure-every": self.measure_every,
             "--tasks": self.tasks,
             "--optimizer": self.optimizer,
+            "--iid": self.iid or None,
         }
         if given := [flag for flag, value in own.items() if value is not None]:
             raise InputError(

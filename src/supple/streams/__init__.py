@@ -22,6 +22,7 @@ from supple.streams.changes import (
 from supple.streams.digits import digits, digits_raw
 from supple.streams.keys import generator
 from supple.streams.sequences import PermutedPixels, RandomLabels
+from supple.streams.shuffled import Shuffled
 from supple.streams.stream import Stream, Task
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "PermutePixels",
     "PermutedPixels",
     "RandomLabels",
+    "Shuffled",
     "Stream",
     "Task",
     "digits",

@@ -128,7 +128,7 @@ class _Cohort:
             first, self.steps = state["task"], state["steps"]
             for group, kept in zip(self.groups, state["groups"], strict=True):
                 group.load_state_dict(kept)
-        streams = {s.seed: s.protocol.stream(s.seed) for s in self.specs}
+        streams = {s.seed: s.protocol.sequence(s.seed) for s in self.specs}
         total = self.protocol.tasks
         for index in range(first, total):
             if progress is not None:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from supple.bench.optimizers import OPTIMIZERS
 from supple.errors import InputError
-from supple.streams import Stream, Task
+from supple.streams import Shuffled, Stream, Task
 
 P = TypeVar("P", bound="Protocol")
 Presenter: TypeAlias = Callable[[Tensor, Tensor], tuple[Any, Tensor]]
@@ -54,6 +54,9 @@ class Protocol:
     #: settings of methods that differ from the method's own defaults, by method name
     settings: dict[str, dict[str, Any]]
 
+    #: the i.i.d. control of the protocol: another protocol, with a name of its own
+    iid: bool = sourced(False, "the control: the same samples shuffled into one stream")
+
     def __post_init__(self) -> None:
         for field in ("tasks", "batch", "epochs", "inputs", "outputs"):
             if getattr(self, field) < 1:
@@ -89,9 +92,18 @@ class Protocol:
         """The tasks; the same for every method of one seed, so that methods can be compared in pairs."""
         raise TypeError(f"{type(self).__name__} does not say which stream it has")
 
+    def sequence(self, seed: int) -> Stream:
+        """The tasks that a run learns: those of the stream, or its shuffled control."""
+        return Shuffled(self.stream(seed)) if self.iid else self.stream(seed)
+
+    @property
+    def label(self) -> str:
+        """The name under which runs are kept."""
+        return f"{self.name}-iid" if self.iid else self.name
+
     def check(self) -> None:
         """Raise what a run would raise for want of data, and decode the data, before any worker starts."""
-        self.stream(0)
+        self.sequence(0)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -137,7 +149,8 @@ class Protocol:
 
     def to_dict(self) -> dict[str, Any]:
         """Name and every value, as plain types."""
-        return {"name": self.name, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}}
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "iid"}
+        return {"name": self.label, **values}
 
     @classmethod
     def sources(cls) -> dict[str, str]:
