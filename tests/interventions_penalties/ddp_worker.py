@@ -9,13 +9,14 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn import functional as nnf
 
-from supple.interventions import CChain, ShrinkAndPerturb, SpectralRegularization
+from supple.interventions import CChain, FeatureRank, ShrinkAndPerturb, SpectralRegularization
 from supple.interventions.cchain import CChainHandle
 
 METHODS = {
     "cchain": lambda: CChain(coef=5.0, fraction=0.5),
     "cchain-auto": lambda: CChain(target=1e-3, window=5, start=3),
     "cchain-apart": lambda: CChain(coef=5.0, sync=False),
+    "feature_rank": lambda: FeatureRank(coef=0.1, layer="2"),
     "spectral": lambda: SpectralRegularization(coef=0.1),
     "shrink_perturb": lambda: ShrinkAndPerturb(shrink=0.9, perturb=0.1, every=5),
 }

@@ -14,7 +14,7 @@ from supple.errors import AttachError
 from supple.functional import feature_rank_penalty
 from supple.interventions.base import Optimizers, register
 from supple.interventions.past_batches import Capture, PastBatches, quiet_pass
-from supple.interventions.penalty import Penalty, PenaltyHandle
+from supple.interventions.penalty import Gradients, Penalty, PenaltyHandle, mean_over_ranks
 from supple.status import Mechanism
 
 
@@ -66,9 +66,13 @@ class FeatureRankHandle(PenaltyHandle["FeatureRank"]):
         args, kwargs = self.past.layout.build(self.past.batches[-1].tensors)
         if not self.layer:
             self.layer = self._output_layer((args, kwargs), lambda m, x: m(*x[0], **x[1]))
-        seen: list[Tensor] = []
+        seen: list[Any] = []
         module = self.network.get_submodule(self.layer)
-        hook = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+
+        def read(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            seen.append(next(iter((*inputs, *named.values())), None))
+
+        hook = module.register_forward_pre_hook(read, with_kwargs=True)
         compiled = getattr(self.network, "_compiled_call_impl", None) is not None
         eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
         try:
@@ -76,10 +80,16 @@ class FeatureRankHandle(PenaltyHandle["FeatureRank"]):
                 self.network(*args, **kwargs)
         finally:
             hook.remove()
-        if not seen or seen[-1].dim() < 2:
+        if not seen or not isinstance(seen[-1], Tensor) or seen[-1].dim() < 2:
             raise AttachError("the module has no features (samples, ..., units) for input", where=self.layer)
-        features = seen[-1].flatten(0, -2)
-        return feature_rank_penalty(features)
+        features = seen[-1]
+        if isinstance(module, nn.modules.conv._ConvNd):  # (N, C, positions) or, unbatched, (C, positions)
+            features = features.movedim(-len(module.kernel_size) - 1, -1)
+        return feature_rank_penalty(features.flatten(0, -2))
+
+    def _gradients(self, parameters: Mapping[str, Tensor]) -> Gradients | None:
+        found = super()._gradients(parameters)
+        return mean_over_ranks(found, parameters.values()) if self.rule.sync else found
 
 
 @register
@@ -93,12 +103,15 @@ class FeatureRank(Penalty):
     collapse of feature ranks in value networks. Reported unstable by others: it can shrink all features instead.
 
     Φ comes from a pass in eval mode (no dropout, running statistics) over the inputs of the last training pass;
-    tokens and positions count as samples. With fewer samples than features σ_min is the smallest of the samples'.
+    tokens and positions (of a convolution too) count as samples. With fewer samples than features σ_min is the
+    smallest of the samples'.
 
     Args:
         coef: 5e-4, from a re-implementation; the paper's value is not verified.
         layer: path of the module whose input is Φ; default: the one output layer, which a trace finds (of
             ``inputs``, or of the first training batch).
+        sync: average the gradient over the ranks of the default process group, if there is one: the features are
+            this rank's own, and replicas would drift apart.
 
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
     >>> opt = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -116,6 +129,7 @@ class FeatureRank(Penalty):
 
     coef: float = 5e-4
     layer: str = ""
+    sync: bool = True
 
     def term(self, parameters: Mapping[str, Tensor], handle: PenaltyHandle[Any]) -> Tensor | None:
         return handle.term(parameters)

@@ -19,6 +19,7 @@ from supple.nn.pairs import PAIR_GAIN
 from supple.nn.widths import _CONVS, _NORMS, _WEIGHTS, ACTIVATIONS, _axis, _sizes
 from supple.topology import Topology, trace
 from supple.topology.inputs import Inputs, call
+from supple.topology.taps import eager
 
 Filter = Callable[[nn.Module, str], bool] | None
 
@@ -100,12 +101,12 @@ def _watch(model: nn.Module, inputs: Inputs) -> list[_Call]:
 
             def after(_: nn.Module, args: tuple[Any, ...], output: Any, path: str = path) -> None:
                 one = len(args) == 1 and isinstance(args[0], Tensor) and isinstance(output, Tensor)
-                if one and output is not args[0]:  # an Identity makes nothing
+                if one:
                     calls.append(_Call(path, args[0], output))
 
             handles.append(module.register_forward_hook(after))
     try:
-        with _looking(model):
+        with _looking(model), eager():
             call(model, inputs)
     finally:
         for handle in handles:
@@ -117,7 +118,8 @@ def _find(model: nn.Module, inputs: Inputs, filter_fn: Filter) -> tuple[list[Sit
     calls = _watch(model, inputs)
     topology = trace(model, inputs)
     modules = dict(model.named_modules())
-    made = {id(c.output): c for c in calls}
+    # an Identity makes nothing, an activation in place no other tensor
+    made = {id(c.output): c for c in calls if c.output is not c.given}
     sites: list[Site] = []
     kept: dict[str, str] = {}
     for path, module in modules.items():

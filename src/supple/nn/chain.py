@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from supple.errors import TopologyError
 from supple.topology.inputs import Inputs, call
+from supple.topology.taps import eager
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,18 @@ def refuse(reason: str, path: str, *, found: object = None, do: str | None = Non
     return TopologyError(
         f"convert_ handles plain chains of modules only: {reason}", found=found, where=path, do=do
     )
+
+
+def refuse_replicated(model: nn.Module, what: str) -> None:
+    """New parameters inside a data-parallel wrapper would be averaged by nobody: replicas drift apart."""
+    for path, module in model.named_modules():
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            raise TopologyError(
+                f"{what} makes new parameters, whose gradients this wrapper would not average",
+                found=type(module).__name__,
+                where=path or "the model itself",
+                do="call it on the bare network, under one seed on every rank, and wrap it afterwards",
+            )
 
 
 def module_chain(model: nn.Module, inputs: Inputs | None) -> list[Link]:
@@ -100,7 +113,7 @@ def _by_watching(model: nn.Module, inputs: Inputs) -> list[Link]:
     handles = [leaf.register_forward_pre_hook(before, with_kwargs=True) for leaf in leaves]
     handles += [leaf.register_forward_hook(after) for leaf in leaves]
     try:
-        with _looking(model):
+        with _looking(model), eager():
             output = call(model, inputs)
     finally:
         for handle in handles:
