@@ -1,11 +1,11 @@
 """What a monitor costs: a training step that is looked at, against one that is not, in alternation on one machine.
 
-An MLP of 4 hidden layers of 256 units, batch 128, Adam (DESIGN §8). Nearly all of a monitor's cost lies in the steps
-that are due. Whole blocks of 100 steps differ by some per cent from one to the next on a shared machine, which hides a
-cost of 2 %; so what a look adds is timed by itself, beside plain steps, and the cost at one look in 100 steps is
-computed from the medians: 1 + extra / (100 plain).
+An MLP of 4 hidden layers of 256 units, batch 128, Adam; or ResNet-18 at 32 × 32, batch 16, SGD. Nearly all of a
+monitor's cost lies in the steps that are due. Whole blocks of 100 steps differ by some per cent from one to the next on
+a shared machine, which hides a cost of 2 %; so what a look adds is timed by itself, beside plain steps, and the cost at
+one look in 100 steps is computed from the medians: 1 + extra / (100 plain).
 
-    PYTHONPATH=src python benchmarks/monitor_overhead.py [--rounds 25] [--json FILE]
+    PYTHONPATH=src python benchmarks/monitor_overhead.py [--network resnet18 --rounds 4] [--json FILE]
 """
 
 from __future__ import annotations
@@ -20,15 +20,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from supple.models import resnet18
 from supple.observe import Monitor
 
-PROMISE = {"empty": 1.01, "economy": 1.02, "standard": 1.10}
+PROMISE = {"empty": 1.01, "gradients": 1.08, "economy": 1.02, "standard": 1.10}
 EVERY = 100
 TURN = 5  # steps of a turn, the last of which is due
 
 
-def build() -> tuple[nn.Module, torch.optim.Optimizer]:
+def build(network: str = "mlp") -> tuple[nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(0)
+    if network == "resnet18":
+        model: nn.Module = resnet18(10)
+        return model, torch.optim.SGD(model.parameters(), lr=1e-3)
     sizes = (784, 256, 256, 256, 256)
     hidden = [m for i, o in itertools.pairwise(sizes) for m in (nn.Linear(i, o), nn.ReLU())]
     model = nn.Sequential(*hidden, nn.Linear(256, 10))
@@ -38,19 +42,21 @@ def build() -> tuple[nn.Module, torch.optim.Optimizer]:
 class Arm:
     """One network in training, watched or not."""
 
-    def __init__(self, name: str) -> None:
-        self.model, self.optimizer = build()
+    def __init__(self, name: str, network: str) -> None:
+        self.model, self.optimizer = build(network)
         generator = torch.Generator().manual_seed(1)
-        self.x, self.y = torch.randn(128, 784, generator=generator), torch.arange(128) % 10
+        shape = (128, 784) if network == "mlp" else (16, 3, 32, 32)
+        self.x, self.y = torch.randn(shape, generator=generator), torch.arange(shape[0]) % 10
         if name != "plain":
-            # "empty" is attached and never due
+            # "empty" is attached and never due; "gradients" reads those of every step and nothing else
             self.monitor = Monitor(
                 self.model,
                 self.optimizer,
                 probe=(self.x, self.y),
                 loss_fn=nn.functional.cross_entropy,
-                every=TURN if name != "empty" else lambda step: False,
-                instruments="economy" if name == "empty" else name,
+                every=TURN if name in ("economy", "standard") else lambda step: False,
+                instruments=name if name in ("economy", "standard") else "economy",
+                gradients_every=1 if name == "gradients" else None,
             )
 
     def step(self) -> float:
@@ -79,18 +85,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--network", choices=("mlp", "resnet18"), default="mlp")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    plain = Arm("plain")
-    for _ in range(50):
+    plain = Arm("plain", options.network)
+    for _ in range(50 if options.network == "mlp" else 2):
         plain.step()
     rows = {}
     for name, promise in PROMISE.items():
-        arm = Arm(name)
-        measure(arm, plain, 3)
-        if name == "empty":
-            pairs = [(arm.step(), plain.step()) for _ in range(20 * options.rounds)]
+        arm = Arm(name, options.network)
+        measure(arm, plain, 3 if options.network == "mlp" else 1)
+        if name in ("empty", "gradients"):
+            pairs = [
+                (arm.step(), plain.step())
+                for _ in range((20 if options.network == "mlp" else 2) * options.rounds)
+            ]
             step = statistics.median(b for _, b in pairs)
             ratio = statistics.median(a for a, _ in pairs) / step
         else:

@@ -49,7 +49,7 @@ ENTRIES: dict[str, Entry] = {
         variants={
             "": "",
             "training*": "(Monitor) of the gradient that the optimizer gets, after clipping; with several "
-            "optimizers `training,optimizerN`",
+            "optimizers `training,optimizerN`; per layer with `gradients_every`",
         },
     ),
     "gradient_diversity": Entry(

@@ -575,3 +575,17 @@ def test_a_handle_that_was_left_behind_does_not_stop_its_successor() -> None:
     assert [handle.step for handle in kept] == [1, 1]
     with pytest.raises(AttachError, match="attached to another optimizer"):
         torch.optim.SGD(model.parameters(), lr=0.1).step()
+
+
+def test_values_that_attention_reads_itself_are_left_out_and_named() -> None:
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x = torch.randn(4, 5, 8)
+    handle = ContinualBackprop(replacement_rate=0.1, maturity=2).attach(model, optimizer, inputs=x)
+    assert "reads the weight itself" in handle.skipped["self_attn#v"]
+    for _ in range(8):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+    assert set(handle.units) == {"linear1"}

@@ -9,15 +9,28 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn import functional as nnf
 
-from supple.interventions import CChain, FeatureRank, ShrinkAndPerturb, SpectralRegularization
+from supple.interventions import (
+    TRAC,
+    CChain,
+    FeatureRank,
+    Parseval,
+    ShrinkAndPerturb,
+    SpectralRegularization,
+    Wasserstein,
+    WeightClipping,
+)
 from supple.interventions.cchain import CChainHandle
 
 METHODS = {
     "cchain": lambda: CChain(coef=5.0, fraction=0.5),
     "cchain-auto": lambda: CChain(target=1e-3, window=5, start=3),
     "cchain-apart": lambda: CChain(coef=5.0, sync=False),
-    "feature_rank": lambda: FeatureRank(coef=0.1, layer="2"),
     "spectral": lambda: SpectralRegularization(coef=0.1),
+    "feature_rank": lambda: FeatureRank(coef=0.1),
+    "parseval": lambda: Parseval(coef=0.01),
+    "wasserstein": lambda: Wasserstein(coef=0.1),
+    "clipping": lambda: WeightClipping(kappa=1.0),
+    "trac": lambda: TRAC(start=0.1),
     "shrink_perturb": lambda: ShrinkAndPerturb(shrink=0.9, perturb=0.1, every=5),
 }
 

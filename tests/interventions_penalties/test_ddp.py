@@ -31,7 +31,20 @@ def ends(tmp_path_factory):
     return [torch.load(folder / f"end.{rank}") for rank in range(2)]
 
 
-@pytest.mark.parametrize("method", ["cchain", "cchain-auto", "feature_rank", "spectral", "shrink_perturb"])
+SAME = (
+    "cchain",
+    "cchain-auto",
+    "spectral",
+    "feature_rank",
+    "parseval",
+    "wasserstein",
+    "clipping",
+    "trac",
+    "shrink_perturb",
+)
+
+
+@pytest.mark.parametrize("method", SAME)
 def test_replicas_stay_equal(ends, method):
     (first, a), (second, b) = (end[method] for end in ends)
     assert torch.equal(first, second)

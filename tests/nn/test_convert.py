@@ -161,6 +161,17 @@ class Residual(nn.Module):
         return x + self.b(self.act(self.a(x)))
 
 
+class InPlaceActivation(Residual):
+    """As torchvision writes it: norm, then an activation that writes over it."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.act = nn.BatchNorm1d(6), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        return x + self.b(self.act(self.norm(self.a(x))))
+
+
 class InPlaceResidual(Residual):
     def forward(self, x):
         h = self.a(x)
@@ -293,6 +304,7 @@ def counted(model):
 
 BRANCHED = {
     "residual": (Residual, (3, 6), ["a", "b"]),
+    "in place": (InPlaceActivation, (3, 6), ["a", "b"]),
     "two heads": (TwoHeads, (3, 6), ["a", "b", "c"]),
     "unused": (Unused, (3, 6), ["a", "b"]),
     "resnet": (lambda: ResNet((8, 16), (1, 2), 5, channels=1), (2, 1, 8, 8), None),

@@ -269,3 +269,35 @@ def test_states_of_others_are_refused():
     ):
         with pytest.raises(InputError, match=words):
             monitor.load_state_dict(bad)
+
+
+def test_gradient_norms_at_every_step_without_a_probe_pass():
+    model, _, batch = setup()
+    halves = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model[0], model[2:])]
+    monitor = Monitor(
+        model, halves, probe=batch, loss_fn=F.cross_entropy, every=3, instruments="loss", gradients_every=1
+    )  # fmt: skip
+    expected = []
+    for _ in range(4):
+        model.zero_grad()
+        F.cross_entropy(model(batch[0]), batch[1]).backward()
+        expected.append(
+            [
+                math.sqrt(sum(float(p.grad.double().square().sum()) for p in half.parameters()))
+                for half in (model[0], model[2:])
+            ]
+        )
+        weight = float(model[2].weight.grad.norm())
+        for optimizer in halves:
+            optimizer.step()
+    rows = monitor.records.select(instrument="gradient_norm", layer="*")
+    for number in (0, 1):
+        told = [r for r in rows if r.variant == f"training,optimizer{number}"]
+        assert [r.step for r in told] == [1, 2, 3, 4]  # one row a step, also where a look was due
+        assert [r.value for r in told] == pytest.approx([e[number] for e in expected], rel=1e-5)
+    last = monitor.records.last(instrument="gradient_norm", layer="2", variant="training,optimizer1")
+    assert last.value == pytest.approx(weight, rel=1e-5)
+    assert steps_of(monitor) == [0, 3]
+    with pytest.raises(InputError, match="gradients_every"):
+        Monitor(model, halves, probe=batch, loss_fn=F.cross_entropy, gradients_every=0)
+    monitor.detach()

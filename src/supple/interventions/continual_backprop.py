@@ -162,7 +162,9 @@ class ContinualBackpropHandle(ResetHandle):
             sites = consumer_sites(self.built, layer)
             if isinstance(sites, str):
                 self._drop(layer, sites)
-            elif (reason := self._transfer_refusal(sites)) is not None:
+            elif (reason := self._transfer_refusal(sites)) is not None or (
+                reason := self._unheard(sites)
+            ) is not None:
                 self._drop(layer, reason)
             else:
                 self._watch(layer, sites)
@@ -176,6 +178,14 @@ class ContinualBackpropHandle(ResetHandle):
         layers = self.built.topology.layers
         reasons = [transfer_refusal(layers[s.edge.consumer], s.edge) for s in sites if s.edge is not None]
         return next((f"its bias transfer: {r}" for r in reasons if r), None)
+
+    def _unheard(self, sites: list[Site]) -> str | None:
+        """Why the values that a reader gets cannot be seen in training: attention reads weights itself."""
+        for site in sites:
+            parent = self.built.modules.get(site.module.rpartition(".")[0])
+            if isinstance(parent, nn.MultiheadAttention):
+                return f"its reader {site.module} is never called: {type(parent).__name__} reads the weight itself"
+        return None
 
     def _watch(self, layer: Layer, sites: list[Site]) -> None:
         weight = self.built.parameters[layer.weight]

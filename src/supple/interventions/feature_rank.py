@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 
 from supple.errors import AttachError
 from supple.functional import feature_rank_penalty
 from supple.interventions.base import Optimizers, register
 from supple.interventions.past_batches import Capture, PastBatches, quiet_pass
-from supple.interventions.penalty import Gradients, Penalty, PenaltyHandle, mean_over_ranks
+from supple.interventions.penalty import Gradients, Penalty, PenaltyHandle
 from supple.status import Mechanism
 
 
@@ -55,6 +56,18 @@ class FeatureRankHandle(PenaltyHandle["FeatureRank"]):
             )
         return found[0]
 
+    def _gradients(self, parameters: Mapping[str, Tensor]) -> Gradients | None:
+        """Averaged over ranks: the batch is this rank's own, and ``.grad`` has been reduced already."""
+        found = super()._gradients(parameters)
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return found
+        tensors = list(parameters.values())
+        pairs = zip(found or [None] * len(tensors), tensors, strict=True)
+        flat = torch.cat([(torch.zeros_like(p) if g is None else g).flatten().float() for g, p in pairs])
+        dist.all_reduce(flat)
+        parts = (flat / dist.get_world_size()).split([p.numel() for p in tensors])
+        return [x.view_as(p).to(p.dtype) for x, p in zip(parts, tensors, strict=True)]
+
     def term(self, parameters: Mapping[str, Tensor]) -> Tensor | None:
         if not self.past.batches or self.past.layout is None:
             if self.step >= 2:
@@ -87,10 +100,6 @@ class FeatureRankHandle(PenaltyHandle["FeatureRank"]):
             features = features.movedim(-len(module.kernel_size) - 1, -1)
         return feature_rank_penalty(features.flatten(0, -2))
 
-    def _gradients(self, parameters: Mapping[str, Tensor]) -> Gradients | None:
-        found = super()._gradients(parameters)
-        return mean_over_ranks(found, parameters.values()) if self.rule.sync else found
-
 
 @register
 @dataclass(frozen=True, kw_only=True)
@@ -103,15 +112,13 @@ class FeatureRank(Penalty):
     collapse of feature ranks in value networks. Reported unstable by others: it can shrink all features instead.
 
     Φ comes from a pass in eval mode (no dropout, running statistics) over the inputs of the last training pass;
-    tokens and positions (of a convolution too) count as samples. With fewer samples than features σ_min is the
-    smallest of the samples'.
+    tokens and positions (of a convolution too) count as samples. With several ranks the gradient is averaged over
+    them. With fewer samples than features σ_min is the smallest of the samples'.
 
     Args:
         coef: 5e-4, from a re-implementation; the paper's value is not verified.
         layer: path of the module whose input is Φ; default: the one output layer, which a trace finds (of
             ``inputs``, or of the first training batch).
-        sync: average the gradient over the ranks of the default process group, if there is one: the features are
-            this rank's own, and replicas would drift apart.
 
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
     >>> opt = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -129,7 +136,6 @@ class FeatureRank(Penalty):
 
     coef: float = 5e-4
     layer: str = ""
-    sync: bool = True
 
     def term(self, parameters: Mapping[str, Tensor], handle: PenaltyHandle[Any]) -> Tensor | None:
         return handle.term(parameters)

@@ -19,7 +19,6 @@ from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 from torch.optim import Optimizer
 
 from supple.errors import AttachError, InputError
@@ -194,22 +193,6 @@ class PenaltyHandle(Handle, Generic[P]):
         """The last value of the unscaled term and the coefficient; NaN where there is no term yet."""
         value = math.nan if self._value is None else float(self._value)
         return {"penalty": value, "coefficient": float(self.coefficient())}
-
-
-def mean_over_ranks(gradients: Gradients | None, parameters: Iterable[Tensor]) -> Gradients | None:
-    """Mean of a gradient over the ranks of the default process group; itself where there is no other rank.
-
-    Every rank takes part, also one without a term, or the others would wait for it.
-    """
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
-        return gradients
-    tensors = list(parameters)
-    found = gradients or [None] * len(tensors)
-    filled = [torch.zeros_like(p) if g is None else g for g, p in zip(found, tensors, strict=True)]
-    flat = torch.cat([g.flatten().float() for g in filled])
-    dist.all_reduce(flat)
-    parts = (flat / dist.get_world_size()).split([g.numel() for g in filled])
-    return [part.view_as(g).to(g.dtype) for part, g in zip(parts, filled, strict=True)]
 
 
 @torch.no_grad()

@@ -99,9 +99,11 @@ def _watch(model: nn.Module, inputs: Inputs) -> list[_Call]:
     for path, module in model.named_modules():
         if not module._modules:
 
-            def after(_: nn.Module, args: tuple[Any, ...], output: Any, path: str = path) -> None:
+            def after(module: nn.Module, args: tuple[Any, ...], output: Any, path: str = path) -> None:
                 one = len(args) == 1 and isinstance(args[0], Tensor) and isinstance(output, Tensor)
-                if one:
+                if one and (
+                    output is not args[0] or type(module) in ACTIVATIONS
+                ):  # an Identity makes nothing
                     calls.append(_Call(path, args[0], output))
 
             handles.append(module.register_forward_hook(after))
@@ -116,10 +118,10 @@ def _watch(model: nn.Module, inputs: Inputs) -> list[_Call]:
 
 def _find(model: nn.Module, inputs: Inputs, filter_fn: Filter) -> tuple[list[Site], dict[str, str]]:
     calls = _watch(model, inputs)
-    topology = trace(model, inputs)
     modules = dict(model.named_modules())
-    # an Identity makes nothing, an activation in place no other tensor
-    made = {id(c.output): c for c in calls if c.output is not c.given}
+    topology = trace(model, inputs)
+    # an in-place activation returns what it was given: only layers and norms make something here
+    made = {id(c.output): c for c in calls if type(modules[c.path]) not in ACTIVATIONS}
     sites: list[Site] = []
     kept: dict[str, str] = {}
     for path, module in modules.items():

@@ -24,10 +24,8 @@ class Link:
 
 
 def refuse(reason: str, path: str, *, found: object = None, do: str | None = None) -> TopologyError:
-    """The one form in which a network that is no plain chain is turned down."""
-    return TopologyError(
-        f"convert_ handles plain chains of modules only: {reason}", found=found, where=path, do=do
-    )
+    """The one form in which a network that cannot be followed is turned down."""
+    return TopologyError(f"convert_ cannot follow this network: {reason}", found=found, where=path, do=do)
 
 
 def refuse_replicated(model: nn.Module, what: str) -> None:
@@ -101,7 +99,7 @@ def _by_watching(model: nn.Module, inputs: Inputs) -> list[Link]:
             raise refuse(
                 f"{leaves[module]} does not read just what {previous} returns",
                 leaves[module],
-                do="write functional steps (activations, pooling) as modules; branches cannot be converted",
+                do="write activations as modules, one for each place (and pooling, in a plain chain)",
             )
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -19,7 +19,7 @@ from supple.observe.lags import ChurnWatch
 from supple.observe.ledger import Ledger, Sink
 from supple.observe.probe import LossFn, Observation, observe
 from supple.observe.reference import Reference, resolve
-from supple.observe.steps import StepWatch, skipped
+from supple.observe.steps import GradientWatch, StepWatch, skipped
 from supple.observe.tasks import TaskProbes
 from supple.records import Record, Records
 from supple.topology.graph import Topology
@@ -63,6 +63,8 @@ class Monitor:
         sinks: objects with ``log(values, step)``.
         lags: numbers of steps over which the churn of the run is told; one forward pass on the probe for each
             and look.
+        gradients_every: a schedule of its own for the norms of the training gradient (``gradient_norm``, variant
+            ``training``, per weight and pooled), which need no probe pass; 1 for every step.
 
     Raises:
         InputError: a probe, loss, schedule or instrument that cannot be used.
@@ -95,10 +97,14 @@ class Monitor:
         keep_tasks: int = 10,
         sinks: Sequence[Sink] = (),
         lags: Sequence[int] = (1,),
+        gradients_every: Every | None = None,
     ) -> None:
         self.model, self.optimizers = model, _optimizers(optimizer)
-        if not callable(every) and (not isinstance(every, int) or every < 1):
-            raise InputError("every is a number of steps >= 1 or a callable step -> bool", found=repr(every))
+        for name, given in (("every", every), ("gradients_every", gradients_every)):
+            if given is not None and not callable(given) and (not isinstance(given, int) or given < 1):
+                raise InputError(
+                    f"{name} is a number of steps >= 1 or a callable step -> bool", found=repr(given)
+                )
         self.every, self.loss_fn, self.forward = every, loss_fn, forward
         self.instruments = instruments if isinstance(instruments, str) else tuple(instruments)
         watched = any(item.name == "churn" for item in select(self.instruments))
@@ -121,6 +127,15 @@ class Monitor:
             StepWatch(model, item, f"optimizer{i}" if several else "")
             for i, item in enumerate(self.optimizers)
         ]
+        self.gradients_every = gradients_every
+        self._gradients = [
+            GradientWatch(model, item, f"optimizer{i}" if several else "")
+            for i, item in enumerate(self.optimizers if gradients_every is not None else [])
+        ]
+        self._asked: tuple[int, set[int]] = (
+            0,
+            set(),
+        )  # the step whose gradients are told, by which optimizers
         self._pending: set[int] = set()  # numbers of the optimizers whose next step is to be looked at
         self._removers: list[Any] = []
         self._measure()
@@ -236,7 +251,7 @@ class Monitor:
 
     # -- hooks ----------------------------------------------------------------------------------
     def _due(self, step: int) -> bool:
-        return bool(self.every(step)) if callable(self.every) else step % self.every == 0
+        return _is_due(self.every, step)
 
     def _number(self, optimizer: Optimizer) -> int:
         return next(i for i, item in enumerate(self.optimizers) if item is optimizer)
@@ -245,9 +260,19 @@ class Monitor:
         number = self._number(optimizer)
         if number == 0 and self._due(self.step + 1):
             self._pending = set(range(len(self.optimizers)))
+        closure = kwargs.get("closure") or next((a for a in args if callable(a)), None)
         if number in self._pending:
-            closure = kwargs.get("closure") or next((a for a in args if callable(a)), None)
             self._watches[number].before(closure is not None)
+        if number == 0 and _is_due(self.gradients_every, self.step + 1):
+            self._asked = (self.step + 1, set(range(len(self._gradients))))
+        step, numbers = self._asked
+        if number in numbers:
+            numbers.discard(number)
+            if closure is None and not skipped(optimizer):
+                rows = self._gradients[number].rows(self.topology, step, self._tasks.name)
+                if number in self._pending:  # the look at the step has the pooled one
+                    rows = [r for r in rows if r.layer != "*"]
+                self._ledger.add(rows, step)
 
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         number = self._number(optimizer)
@@ -314,6 +339,10 @@ class Monitor:
     def _require_attached(self) -> None:
         if not self.attached:
             raise AttachError("the monitor is detached", do="make a new Monitor")
+
+
+def _is_due(every: Every | None, step: int) -> bool:
+    return False if every is None else bool(every(step)) if callable(every) else step % every == 0
 
 
 def _optimizers(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:

@@ -1,7 +1,8 @@
-"""What an optimizer step itself shows, read in its hooks: gradient norm, and update against weight."""
+"""What an optimizer step itself shows, read in its hooks: gradients alone, or also update against weight."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from supple.records import Record
 from supple.status import Status
 from supple.topology.graph import Topology
 from supple.topology.taps import plain_name
+
+_LONG = 2**20  # entries beyond which one float32 sum loses digits
 
 
 def skipped(optimizer: Optimizer) -> bool:
@@ -80,12 +83,53 @@ class StepWatch:
         return Record("gradient_norm", value, variant=variant)
 
 
+class GradientWatch:
+    """Norms of the gradients that one optimizer is about to use, per weight and pooled.
+
+    No probe pass, so cheap enough for every step. Rows are those of ``gradient_norm`` with the variant ``training``.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, label: str = "") -> None:
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        named = {plain_name(n): p for n, p in unwrap(model).named_parameters()}
+        self._held = {n: p for n, p in named.items() if id(p) in held}
+        self._optimizer, self._variant = optimizer, f"training,{label}" if label else "training"
+
+    def rows(self, topology: Topology | None, step: int, task: str) -> list[Record]:
+        """The rows now, in the step's pre-hook."""
+        where: dict[str, Any] = {"variant": self._variant, "step": step, "task": task}
+        live = {n: p.grad for n, p in self._held.items() if p.grad is not None}
+        if not live:
+            return [_unmeasured("gradient_norm", "no parameter has a gradient", **where)]
+        scale: Any = getattr(self._optimizer, "grad_scale", None)
+        factor = 1 / float(scale) if isinstance(scale, Tensor) else 1.0
+        norms = {n: factor * x for n, x in zip(live, _norms(list(live.values())), strict=True)}
+        total = math.hypot(*norms.values())
+        if not math.isfinite(total):
+            where |= {"status": str(Status.INVALID), "note": "the gradient is not finite"}
+            return [Record("gradient_norm", total, **where)]
+        layers = topology.layers.values() if topology else ()
+        whole = [x for x in layers if x.weight in norms and not x.part]
+        rows = [Record("gradient_norm", norms[x.weight], layer=x.name, **where) for x in whole]
+        return [*rows, Record("gradient_norm", total, **where)]
+
+
+def _norms(grads: list[Tensor]) -> list[float]:
+    """Euclidean norms in one transfer; long float32 sums row by row, since they lose digits."""
+    short = [g for g in grads if g.numel() <= _LONG and g.layout is torch.strided]
+    long = [g for g in grads if g.numel() > _LONG or g.layout is not torch.strided]
+    found = iter(torch.stack([x.float() for x in torch._foreach_norm(short)]).tolist() if short else [])
+    rest = iter([float(square_sum(g)) ** 0.5 for g in long])
+    ids = {id(g) for g in long}
+    return [next(rest if id(g) in ids else found) for g in grads]
+
+
 def _ratio(changed: float, size: float, layer: str, variant: str = "") -> Record:
     if not size > 0 or changed - changed != 0:
         return _unmeasured("update_ratio", "the weight is zero or the update not finite", variant, layer)
     return Record("update_ratio", (changed / size) ** 0.5, layer=layer, variant=variant)
 
 
-def _unmeasured(name: str, reason: str, variant: str, layer: str = "*") -> Record:
+def _unmeasured(name: str, reason: str, variant: str, layer: str = "*", **where: Any) -> Record:
     status = str(Status.NOT_MEASURED)
-    return Record(name, float("nan"), layer=layer, variant=variant, status=status, note=reason)
+    return Record(name, float("nan"), layer=layer, variant=variant, status=status, note=reason, **where)
