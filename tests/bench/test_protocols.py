@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from tests.bench.conftest import shrunk
 
 from supple.bench import methods, protocols
 from supple.bench.protocols import PROTOCOLS, DigitsPermuted, DigitsRandomLabels, Protocol
@@ -52,12 +53,13 @@ def test_d2_and_a_are_as_in_the_study() -> None:
     assert DigitsPermuted.preset("demo").hidden == (128, 128)
 
 
-def test_streams_depend_on_the_seed_alone() -> None:
-    for cls in PROTOCOLS.values():
-        first, again = (cls(tasks=3).stream(4).task(2) for _ in range(2))
-        assert torch.equal(first.inputs, again.inputs)
-        assert torch.equal(first.targets, again.targets)
-        assert len(cls(tasks=3).stream(0)) == 3
+@pytest.mark.usefixtures("small_data")
+@pytest.mark.parametrize("cls", PROTOCOLS.values())
+def test_streams_depend_on_the_seed_alone(cls: type[Protocol]) -> None:
+    first, again = (cls(tasks=3, **shrunk(cls.name)).stream(4).task(2) for _ in range(2))
+    assert torch.equal(first.inputs, again.inputs)
+    assert torch.equal(first.targets, again.targets)
+    assert len(cls(tasks=3, **shrunk(cls.name)).stream(0)) == 3
 
 
 @pytest.mark.parametrize(

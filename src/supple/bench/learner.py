@@ -57,6 +57,13 @@ class Learner:
 
     def start(self, task: int) -> None:
         """Cross the boundary into ``task``; the first task begins with the network as built."""
+        self._cross(task)
+        if self.spec.protocol.zero_head:
+            with torch.no_grad():
+                for parameter in list(self.model.parameters())[-2:]:
+                    parameter.zero_()
+
+    def _cross(self, task: int) -> None:
         if task == 0:
             return
         if self.method.fresh:
@@ -70,7 +77,7 @@ class Learner:
         counts, loss_fn, show = _Counts(protocol.judge), protocol.loss, protocol.presenter(task, "learn")
         for batch in task.batches(protocol.batch, protocol.epochs):
             inputs, targets = show(*batch)
-            outputs = call(model, inputs)
+            outputs = protocol.answers(task, call(model, inputs))
             loss = loss_fn(outputs, targets)
             optimizer.zero_grad()
             loss.backward()
@@ -81,15 +88,16 @@ class Learner:
 
     @torch.no_grad()
     def score(self, task: Task) -> float:
-        """The metric on all samples of the task now: the share that the network answers rightly."""
+        """The metric now on what the task is judged on: the share of samples that the network answers rightly."""
         protocol = self.spec.protocol
         show, total = protocol.presenter(task, "end"), 0.0
         self.model.eval()
-        for batch in zip(task.inputs.split(PART), task.targets.split(PART), strict=True):
+        judged = task.judged
+        for batch in zip(*(part.split(PART) for part in judged), strict=True):
             inputs, targets = show(*batch)
-            total += protocol.judge(call(self.model, inputs), targets)[0]
+            total += protocol.judge(protocol.answers(task, call(self.model, inputs)), targets)[0]
         self.model.train()
-        return total / len(task)
+        return total / len(judged[1])
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain types: all that later steps depend on."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from supple.bench import methods, statistics
+from supple.bench.cohort.engine import COHORTS
 from supple.bench.rows import curve
 from supple.bench.statistics import Estimate, Paired
 from supple.errors import StoreError
@@ -121,6 +122,8 @@ def collect(root: str | Path) -> Summary:
     left_out: dict[str, str] = {}
     for manifest in sorted(Path(root).rglob("manifest.json")):
         name = str(manifest.parent.relative_to(root))
+        if manifest.parent.parent.name == COHORTS:  # where a cohort works; its runs have folders of their own
+            continue
         try:
             stored = load(manifest.parent)
         except StoreError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -63,6 +64,12 @@ class BenchRun:
     """Seeds 0 to N-1."""
     preset: str | None = None
     """Size (default: demo of a protocol, small of a study)."""
+    tasks: int | None = None
+    """Number of tasks instead of the preset's; a run of another length is another run."""
+    optimizer: str | None = None
+    """sgd, momentum, adam, adamw, rmsprop or adagrad instead of the protocol's."""
+    data: Path | None = None
+    """Folder of the data sets (default: SUPPLE_DATA)."""
     measure_every: int | None = None
     """Measure ranks, dead units, kernel … after every k-th task (default: accuracy only; a study has its own)."""
     out: Path = Path("runs/bench")
@@ -76,7 +83,7 @@ class BenchRun:
     """Write the table as JSON to this file, or to stdout with -."""
 
     def run(self) -> int:
-        from supple.bench import grid, with_engine
+        from supple.bench import grid, protocols, with_engine
         from supple.bench.methods import METHODS
         from supple.bench.studies import STUDIES
         from supple.cli.train import train
@@ -86,14 +93,18 @@ class BenchRun:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name} must be at least 1", found=value)
+        if self.data is not None:
+            os.environ["SUPPLE_DATA"] = str(self.data)  # the workers inherit it
         if self.protocol in STUDIES:
             return self._study(STUDIES[self.protocol])
+        changed = {k: v for k in ("tasks", "optimizer") if (v := getattr(self, k)) is not None}
+        protocol = protocols.create(self.protocol, self.preset or "demo", **changed)
+        protocol.check()
         wanted = self.methods or "plain,fresh,regrama"
         specs = grid(
-            self.protocol,
+            protocol,
             list(METHODS) if wanted == "all" else wanted.split(","),
             list(range(self.seeds)),
-            preset=self.preset or "demo",
             measure_every=self.measure_every or 0,
         )
         train(self.protocol, with_engine(specs, self.engine), self.out, self.workers)
@@ -104,7 +115,12 @@ class BenchRun:
         from supple.cli.console import emit_json, say
         from supple.cli.train import train
 
-        own = {"--methods": self.methods, "--measure-every": self.measure_every}
+        own = {
+            "--methods": self.methods,
+            "--measure-every": self.measure_every,
+            "--tasks": self.tasks,
+            "--optimizer": self.optimizer,
+        }
         if given := [flag for flag, value in own.items() if value is not None]:
             raise InputError(
                 f"a study has its own methods and measurements; {study.name} takes no {given[0]}"

@@ -25,6 +25,13 @@ class Task:
     inputs: Tensor
     targets: Tensor
     seed: int
+    #: data of the same task that is judged on and never learned
+    held_out: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def judged(self) -> tuple[Tensor, Tensor]:
+        """What the network is judged on after the task: the held-out data where there is some, else the task's own."""
+        return (self.inputs, self.targets) if self.held_out is None else self.held_out
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -68,6 +75,7 @@ class Stream(Sequence[Task]):
         changes: applied in this order, each keyed by (seed, task).
         tasks: how many tasks the stream has; any index below it is computed without the ones before.
         seed: two streams of one seed are identical, whatever method learns them.
+        held_out: (inputs, targets) that get the same changes, to judge on.
 
     Raises:
         InputError: no data, lengths that differ, fewer than one task.
@@ -79,7 +87,14 @@ class Stream(Sequence[Task]):
     """
 
     def __init__(
-        self, inputs: Tensor, targets: Tensor, *, changes: Sequence[Change], tasks: int, seed: int
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        *,
+        changes: Sequence[Change],
+        tasks: int,
+        seed: int,
+        held_out: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         if len(inputs) == 0 or len(inputs) != len(targets):
             raise InputError(
@@ -88,7 +103,7 @@ class Stream(Sequence[Task]):
             )
         if tasks < 1:
             raise InputError("a stream needs at least one task", found=tasks)
-        self.inputs, self.targets = inputs, targets
+        self.inputs, self.targets, self.held_out = inputs, targets, held_out
         self.changes, self.tasks, self.seed = tuple(changes), tasks, seed
 
     def __len__(self) -> int:
@@ -98,10 +113,14 @@ class Stream(Sequence[Task]):
         """Task ``index``, computed from its key."""
         if not 0 <= index < self.tasks:
             raise IndexError(f"task {index} of a stream of {self.tasks} tasks")
-        inputs, targets = self.inputs, self.targets
+        inputs, targets = self._changed(index, self.inputs, self.targets)
+        held_out = None if self.held_out is None else self._changed(index, *self.held_out)
+        return Task(index, f"task-{index}", inputs, targets, self.seed, held_out)
+
+    def _changed(self, index: int, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         for change in self.changes:
             inputs, targets = change(inputs, targets, seed=self.seed, task=index)
-        return Task(index, f"task-{index}", inputs, targets, self.seed)
+        return inputs, targets
 
     def __getitem__(self, index: int) -> Task:  # type: ignore[override]
         return self.task(index + self.tasks if index < 0 else index)

@@ -34,6 +34,8 @@ def supports(spec: RunSpec) -> str | None:
     """None, or why the cohort cannot take this run."""
     if not spec.protocol.even_tasks:
         return f"{REFUSED} (tasks of {spec.protocol.name} have different numbers of samples under different seeds)"
+    if spec.protocol.metric != "accuracy" or spec.protocol.zero_head:
+        return f"{REFUSED} ({spec.protocol.name} has a loss or a head of its own)"
     rule = intervention_of(spec)
     if isinstance(rule, CChain):
         if reason := refusal(rule):

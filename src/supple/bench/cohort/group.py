@@ -98,9 +98,8 @@ class Group:
 
     @torch.no_grad()
     def accuracies(self, tasks: dict[int, Task]) -> list[float]:
-        """Share of the task's samples that each slot answers rightly now."""
-        x = torch.stack([tasks[s.seed].inputs for s in self.specs])
-        y = torch.stack([tasks[s.seed].targets for s in self.specs])
+        """Share of what the task is judged on that each slot answers rightly now."""
+        x, y = (torch.stack([tasks[s.seed].judged[i] for s in self.specs]) for i in (0, 1))
         logits = self.stack.forward(x)
         right = (logits.argmax(-1) == y) & logits.isfinite().all(-1)
         return right.double().mean(-1).tolist()

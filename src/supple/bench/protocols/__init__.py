@@ -1,19 +1,62 @@
-"""The protocols, one file each: a frozen dataclass in which every value names its source."""
+"""The protocols, one file a family: frozen dataclasses in which every value names its source."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from supple.bench.protocols.base import Protocol
+from supple.bench.protocols.bit_flip import SlowRegression
+from supple.bench.protocols.class_incremental import ClassIncremental, FivePlusOne
 from supple.bench.protocols.class_sequence import ClassSequence, ClassSequenceResNet
+from supple.bench.protocols.continual_imagenet import (
+    ContinualCifar100,
+    ContinualImageNet,
+    ContinualTinyImageNet,
+)
 from supple.bench.protocols.digits_permuted import DigitsPermuted
 from supple.bench.protocols.digits_random_labels import DigitsRandomLabels
 from supple.bench.protocols.image_domains import ImageDomains
+from supple.bench.protocols.labels import AbruptShift, GradualShift, LabelFlipping, NoisyLabels
+from supple.bench.protocols.permuted_images import (
+    PermutedCifar10,
+    PermutedCifar100,
+    PermutedMnist,
+    PermutedTinyImageNet,
+)
+from supple.bench.protocols.random_labels import (
+    RandomLabelCifar10,
+    RandomLabelCifar100,
+    RandomLabelMnist,
+    RandomLabelTinyImageNet,
+)
 from supple.errors import InputError
 
-PROTOCOLS: dict[str, type[Protocol]] = {
-    p.name: p for p in (DigitsPermuted, DigitsRandomLabels, ClassSequence, ClassSequenceResNet, ImageDomains)
-}
+_ALL: tuple[type[Protocol], ...] = (
+    DigitsPermuted,
+    DigitsRandomLabels,
+    ClassSequence,
+    ClassSequenceResNet,
+    ImageDomains,
+    PermutedMnist,
+    PermutedCifar10,
+    PermutedCifar100,
+    PermutedTinyImageNet,
+    RandomLabelMnist,
+    RandomLabelCifar10,
+    RandomLabelCifar100,
+    RandomLabelTinyImageNet,
+    ContinualImageNet,
+    ContinualTinyImageNet,
+    ContinualCifar100,
+    ClassIncremental,
+    FivePlusOne,
+    LabelFlipping,
+    NoisyLabels,
+    GradualShift,
+    AbruptShift,
+    SlowRegression,
+)
+PROTOCOLS: dict[str, type[Protocol]] = {p.name: p for p in _ALL}
 
 
 def create(name: str, preset: str = "demo", **overrides: Any) -> Protocol:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from supple.bench.optimizers import OPTIMIZERS
 from supple.errors import InputError
 from supple.streams import Stream, Task
 
@@ -33,12 +34,14 @@ class Protocol:
     title: ClassVar[str]
     description: ClassVar[str]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
-    #: the network, a name of `supple.bench.networks`
-    network: ClassVar[str] = "mlp"
     #: whether task t has equally many samples under every seed, so that runs can be stacked
     even_tasks: ClassVar[bool] = True
     #: what ``judge`` counts: records are called online_<metric> and end_<metric>
     metric: ClassVar[str] = "accuracy"
+    #: whether weights and bias of the head are set to zero at the start of every task, in every method
+    zero_head: ClassVar[bool] = False
+    #: the network, a name of `supple.bench.networks`
+    network: str = sourced("mlp", "the network of this protocol is an MLP")
 
     tasks: int
     batch: int
@@ -86,6 +89,10 @@ class Protocol:
         """The tasks; the same for every method of one seed, so that methods can be compared in pairs."""
         raise TypeError(f"{type(self).__name__} does not say which stream it has")
 
+    def check(self) -> None:
+        """Raise what a run would raise for want of data, and decode the data, before any worker starts."""
+        self.stream(0)
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one input."""
@@ -107,6 +114,10 @@ class Protocol:
         """
         return lambda inputs, targets: (inputs, targets)
 
+    def answers(self, task: Task, outputs: Tensor) -> Tensor:
+        """The outputs that count in this task; here all of them."""
+        return outputs
+
     def judge(self, outputs: Tensor, targets: Tensor) -> tuple[float, int]:
         """How many answers are right, and how many are not finite: (sum of the metric, samples without an answer)."""
         finite = outputs.isfinite().all(-1)  # argmax of NaN is an index like any other
@@ -115,7 +126,7 @@ class Protocol:
 
     def build_optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         """A new optimizer as the protocol has it."""
-        return OPTIMIZERS[self.optimizer](parameters, lr=self.lr, fused=True)
+        return OPTIMIZERS[self.optimizer](parameters, self.lr)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy."""
@@ -132,6 +143,3 @@ class Protocol:
     def sources(cls) -> dict[str, str]:
         """Field -> where its value comes from."""
         return {f.name: f.metadata["source"] for f in dataclasses.fields(cls)}
-
-
-OPTIMIZERS: dict[str, type[Any]] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}

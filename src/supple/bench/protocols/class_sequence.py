@@ -55,8 +55,8 @@ class ClassSequenceResNet(ClassSequence):
     title: ClassVar[str] = "Sequence of classes (ResNet-8)"
     description: ClassVar[str] = "two other classes of digits in every task, for a ResNet-8"
     presets: ClassVar[dict[str, dict[str, Any]]] = {"small": {}, "day": {"tasks": 400}, "demo": {"tasks": 4}}
-    network: ClassVar[str] = "resnet8"
 
+    network: str = sourced("resnet8", f"{HERE}: the network is what the protocol is about")
     tasks: int = sourced(40, f"{HERE}: a step takes some ten times as long as the MLP's")
     epochs: int = sourced(2, f"{HERE}: about 45 steps a task")
     lr: float = sourced(

@@ -37,9 +37,9 @@ class ImageDomains(Protocol):
     description: ClassVar[str] = "a U-Net predicts the noise in digits of another domain in every task"
     even_tasks: ClassVar[bool] = False  # classes have different numbers of samples
     presets: ClassVar[dict[str, dict[str, Any]]] = {"small": {}, "day": {"tasks": 400}, "demo": {"tasks": 4}}
-    network: ClassVar[str] = "unet"
     metric: ClassVar[str] = "score"
 
+    network: str = sourced("unet", f"{HERE}: the network is what the protocol is about")
     tasks: int = sourced(40, HERE)
     batch: int = sourced(16, HERE)
     epochs: int = sourced(2, f"{HERE}: about 45 steps a task")
