@@ -37,10 +37,10 @@ def test_a_class_sequence_shows_two_classes_a_task():
     change = DrawClasses(2)
     for task in range(5):
         inputs, targets = change(x, y, seed=3, task=task)
-        classes = change.drawn(y, seed=3, task=task).sort().values
+        classes = change.drawn(y, seed=3, task=task)
         assert torch.equal(classes[targets], y[(y[:, None] == classes).any(1)])
         assert len(inputs) == len(targets) == int((y[:, None] == classes).any(1).sum())
-    drawn = {tuple(change.drawn(y, seed=3, task=t).sort().values.tolist()) for t in range(30)}
+    drawn = {tuple(change.drawn(y, seed=3, task=t).tolist()) for t in range(30)}
     assert len(drawn) > 10
     assert ClassSequence(tasks=3).stream(0).task(1).inputs.shape[1:] == (64,)
     assert ClassSequenceResNet(tasks=3).stream(0).task(1).inputs.shape[1:] == (1, 8, 8)

@@ -518,26 +518,27 @@ def test_states_of_others_are_refused() -> None:
         redo.load_state_dict(state)
 
 
+class _Outer(torch.optim.SGD):
+    """As SAM and Lookahead do it: its step is another optimizer's."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        super().__init__(inner.param_groups[0]["params"], lr=0.0)
+        self.inner = inner
+
+    def step(self, closure=None):  # type: ignore[override]
+        self.inner.step()
+
+
 def test_an_optimizer_inside_another_is_no_stranger_and_a_lost_handle_is_not_asked() -> None:
     import gc
 
     from supple.interventions import L2
     from supple.interventions.base import _ATTACHED
 
-    class Outer(torch.optim.SGD):
-        """As wrappers do it: its step is another optimizer's."""
-
-        def __init__(self, inner: torch.optim.Optimizer) -> None:
-            super().__init__(inner.param_groups[0]["params"], lr=0.0)
-            self.inner = inner
-
-        def step(self, closure=None):  # type: ignore[override]
-            self.inner.step()
-
     gc.collect()
     before = len(_ATTACHED)
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
-    outer = Outer(torch.optim.SGD(model.parameters(), lr=0.1))
+    outer = _Outer(torch.optim.SGD(model.parameters(), lr=0.1))
     handle = L2().attach(model, outer)
     for _ in range(3):
         outer.zero_grad()
@@ -548,6 +549,32 @@ def test_an_optimizer_inside_another_is_no_stranger_and_a_lost_handle_is_not_ask
     del handle, outer, model
     gc.collect()
     assert len(_ATTACHED) == before
+
+
+def test_an_outer_optimizer_may_step_where_its_inner_one_was_attached_to() -> None:
+    from supple.interventions import L2
+
+    model = nn.Linear(3, 1)
+    inner = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = L2().attach(model, inner)
+    model(torch.ones(2, 3)).sum().backward()
+    _Outer(inner).step()
+    assert handle.step == 1
+
+
+def test_a_handle_that_was_left_behind_does_not_stop_its_successor() -> None:
+    from supple.interventions import L2
+
+    model = nn.Linear(3, 1)
+    kept = []
+    for _ in range(2):  # a new optimizer and a new handle in every task
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        kept.append(L2().attach(model, optimizer))
+        model(torch.ones(2, 3)).sum().backward()
+        optimizer.step()
+    assert [handle.step for handle in kept] == [1, 1]
+    with pytest.raises(AttachError, match="attached to another optimizer"):
+        torch.optim.SGD(model.parameters(), lr=0.1).step()
 
 
 def test_values_that_attention_reads_itself_are_left_out_and_named() -> None:

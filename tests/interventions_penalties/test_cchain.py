@@ -273,3 +273,19 @@ def test_attached_to_a_compiled_model_it_still_sees_the_batches():
     handle = CChain(coef=1.0).attach(compiled, optimizer)
     steps(compiled, optimizer, 5)
     assert handle.readings()["penalty"] > 0
+
+
+@pytest.mark.parametrize("source", ["recent", "reservoir"])
+def test_every_past_batch_is_called_as_it_was_called(source):
+    class Optional(nn.Linear):
+        def forward(self, x, more=None):
+            return super().forward(x if more is None else x + more)
+
+    model = Optional(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = CChain(batch_from=source).attach(model, optimizer)
+    for t in range(12):
+        optimizer.zero_grad()
+        model(*(torch.randn(4, 3) for _ in range(1 + t % 2))).square().mean().backward()
+        optimizer.step()
+    assert handle.step == 12

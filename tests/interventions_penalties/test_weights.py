@@ -19,6 +19,7 @@ from supple.interventions import (
     L2Init,
     NormalizeAndProject,
     Parseval,
+    PlasticityInjection,
     ReDo,
     SpectralRegularization,
     Wasserstein,
@@ -93,6 +94,33 @@ def test_feature_rank(problem):
     check(problem, FeatureRank(coef=0.05), made, 1e-7)  # the eigenvalues of a Gram matrix
 
 
+@pytest.mark.parametrize("batched", [True, False])
+def test_the_features_of_a_convolution_are_its_channels(batched):
+    torch.manual_seed(0)
+    trunk, head = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Tanh()), nn.Conv2d(3, 2, 1)
+    model, x = nn.Sequential(trunk, head), torch.randn(*([4] if batched else []), 2, 7, 6)
+    handle = FeatureRank(coef=1.0, layer="1").attach(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    model(x)
+    expected = feature_rank_penalty(trunk(x).movedim(-3, -1).reshape(-1, 3))
+    assert handle.penalty().item() == pytest.approx(expected.item())
+
+
+def test_features_may_come_by_keyword():
+    class ByKeyword(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.trunk, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head(input=self.trunk(x).tanh())
+
+    model, x = ByKeyword(), torch.randn(10, 3)
+    handle = FeatureRank(coef=1.0, layer="head").attach(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    model(x)
+    expected = feature_rank_penalty(model.trunk(x).tanh())
+    assert handle.penalty().item() == pytest.approx(expected.item())
+
+
 def test_feature_rank_finds_its_layer_or_says_that_it_cannot():
     x = torch.randn(10, 3)
 
@@ -149,6 +177,47 @@ def test_weight_clipping_leaves_norms_and_the_output_alone_and_says_so():
     assert traced.bounds == handle.bounds
     with pytest.raises(InputError, match="kappa"):
         WeightClipping(kappa=0)
+
+
+def test_clipping_at_the_initial_bound_leaves_fresh_convolutions_as_they_are():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.ConvTranspose2d(8, 4, 3, groups=2), nn.ReLU(), nn.Conv2d(4, 2, 3))
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    WeightClipping(kappa=1.0).attach(model, optimizer)
+    model(torch.randn(2, 8, 5, 5)).sum().backward()
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_every_optimizer_has_its_weights_projected_after_its_own_step():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(4, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 3)
+    )  # fmt: skip
+    x, y = torch.randn(16, 4), torch.arange(16) % 3
+    pair = [torch.optim.SGD(part.parameters(), lr=1.0) for part in (model[:3], model[3:])]
+    handle = NormalizeAndProject(every=2).attach(model, pair, inputs=x)
+    norms = [float(model[i].weight.detach().norm()) for i in (0, 3)]
+    kept = []
+    for _ in range(4):
+        nnf.cross_entropy(model(x), y).backward()
+        for optimizer in pair:
+            optimizer.step()
+        now = [float(model[i].weight.detach().norm()) for i in (0, 3)]
+        kept.append([n == pytest.approx(start, rel=1e-6) for n, start in zip(now, norms, strict=True)])
+    assert kept == [[False, False], [True, True], [False, False], [True, True]]
+    handle.load_state_dict(handle.state_dict())
+
+
+def test_a_weight_that_is_not_finite_is_not_projected():
+    model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.ReLU(), nn.Linear(2, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    handle = NormalizeAndProject().attach(model, optimizer, inputs=torch.randn(4, 2))
+    model[0].weight.data[0, 0] = math.inf
+    before = model[0].weight.detach().clone()
+    handle.apply_()
+    assert torch.equal(model[0].weight, before)
 
 
 def test_normalize_and_project():
@@ -229,6 +298,20 @@ def test_trac_of_a_fused_optimizer_under_a_scaler_is_that_of_the_plain_one(probl
     assert torch.allclose(*ends, atol=1e-5)
 
 
+def test_trac_in_float16_starts_from_a_scale_that_float16_does_not_have():
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1).half()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = TRAC().attach(model, optimizer)
+    before = model.weight.detach().clone()
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(torch.ones(4, 3, dtype=torch.float16)).square().mean().backward()
+        optimizer.step()
+    assert 0 < handle.scales()[0] < 1e-6
+    assert torch.allclose(model.weight, before, atol=1e-3)
+
+
 def test_trac_stops_where_its_scale_leaves_the_numbers():
     model = nn.Linear(3, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -276,6 +359,20 @@ def test_a_combination_is_attached_whole_or_not_at_all(problem):
         handle.load_state_dict(wrong)
     handle.detach()
     assert not optimizer._optimizer_step_pre_hooks
+
+
+def test_a_part_that_changes_the_optimizer_comes_first(problem):
+    x, y = problem.batches[0]
+    model = problem.model()
+    optimizer = torch.optim.Adam(model.parameters(), lr=LR)
+    held = list(optimizer.param_groups[0]["params"])
+    with pytest.raises(AttachError, match="put PlasticityInjection first"):
+        Combination([L2Init(), PlasticityInjection()]).attach(model, optimizer, inputs=x)
+    assert len(optimizer.param_groups[0]["params"]) == len(held)
+    assert not optimizer._optimizer_step_pre_hooks
+    Combination([PlasticityInjection(), L2Init()]).attach(model, optimizer, inputs=x)
+    nnf.cross_entropy(model(x), y).backward()
+    optimizer.step()
 
 
 def test_what_a_combination_is_made_of():

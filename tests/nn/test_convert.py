@@ -13,7 +13,7 @@ from torch.nn import functional as nnf
 import supple
 from supple.errors import InputError, TopologyError
 from supple.models import GPT, ResNet
-from supple.nn import CReLU, DeepFourier, convert_
+from supple.nn import CReLU, DeepFourier, convert_, insert_norms_
 
 
 def mlp(*sizes):
@@ -389,3 +389,47 @@ def test_what_stays_is_named_and_what_cannot_is_refused():
         convert_(odd, "crelu", inputs=x)
     convert_(odd, "crelu", "match_params", inputs=x, verbose=False)
     assert odd(x).shape == (3, 6)
+
+
+class Branch(nn.Module):
+    """A residual branch whose activation writes in place."""
+
+    def __init__(self, norm=False):
+        super().__init__()
+        self.a, self.norm = nn.Linear(8, 16), nn.BatchNorm1d(16) if norm else nn.Identity()
+        self.act, self.b = nn.ReLU(inplace=True), nn.Linear(16, 8)
+
+    def forward(self, x):
+        return x + self.b(self.act(self.norm(self.a(x))))
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_activations_in_place_are_converted_and_statistics_start_anew(norm):
+    net, x = nn.Sequential(nn.Linear(4, 8), Branch(norm), nn.Linear(8, 2)), torch.randn(6, 4)
+    for _ in range(3):
+        net(x)
+    done = convert_(net, "crelu", inputs=x, verbose=False)
+    assert isinstance(net[1].act, CReLU)
+    assert "1.a (Linear): 8 -> 16 becomes 8 -> 8" in done.layers
+    if norm:
+        assert int(net[1].norm.num_batches_tracked) == 0
+    assert net(x).shape == (6, 2)
+
+
+def test_a_compiled_network_is_watched_eagerly_and_a_replicated_one_refused(tmp_path):
+    x = torch.randn(6, 4)
+    net = mlp(4, 8, 2)
+    compiled = torch.compile(net, backend="eager")
+    compiled(x)
+    convert_(compiled, "crelu", inputs=x, verbose=False)
+    assert torch.equal(compiled(x), net(x))
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        net = mlp(4, 8, 2)
+        wrapped, before = nn.parallel.DistributedDataParallel(net), repr(net)
+        for change in (convert_, insert_norms_):
+            with pytest.raises(TopologyError, match="would not average"):
+                change(wrapped, inputs=x)
+        assert repr(net) == before
+    finally:
+        torch.distributed.destroy_process_group()

@@ -93,3 +93,10 @@ def test_a_transformer_gets_them_in_its_mlps():
     assert len(done.places) == 2
     assert all(norm == "LayerNorm(64)" for _, norm in done.places)
     assert net(ids).shape == (2, 8, 11)
+
+
+def test_a_parametrised_layer_gets_its_norm():
+    net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 8)), nn.ReLU(), nn.Linear(8, 2))
+    done = insert_norms_(net, torch.randn(3, 4), verbose=False)
+    assert done.places == (("0", "LayerNorm(8)"),)
+    assert net(torch.randn(3, 4)).shape == (3, 2)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tests.observe.cases import build
 from torch import nn
+from torch.nn import functional as nnf
 
 from supple.observe import Monitor, clean_copy, learning, observe
 from supple.observe.batch import main_output, pick
@@ -327,3 +328,11 @@ def test_forgetting_is_the_fall_since_a_task_ended():
     last = monitor.records.select(instrument="forgetting", step=31)
     assert {r.variant for r in last} == {"b", ""}
     monitor.detach()
+
+
+def test_a_frozen_network_is_told_and_makes_no_step():
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).requires_grad_(False)
+    batch = (torch.randn(8, 3), torch.arange(8) % 2)
+    seen = observe(net, batch, nnf.cross_entropy, instruments=("churn", "one_step_gain", "curvature"))
+    assert all(row.status in ("invalid", "not_measured") for row in seen.records)
+    assert any("trainable parameter" in row.note for row in seen.records if row.instrument == "churn")

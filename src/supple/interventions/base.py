@@ -148,7 +148,8 @@ class Handle:
         if self._stepping or optimizer in self._strangers or any(optimizer is own for own in self.optimizers):
             return  # while ours steps it may call another inside itself (SAM, Lookahead, accelerate)
         held = {id(p) for own in self.optimizers for group in own.param_groups for p in group["params"]}
-        if any(id(p) in held for group in optimizer.param_groups for p in group["params"]):
+        meets = any(id(p) in held for group in optimizer.param_groups for p in group["params"])
+        if meets and not self._wrapped_by(optimizer) and not self._superseded_on(optimizer):
             raise AttachError(
                 f"{self.intervention.name} is attached to another optimizer of these parameters",
                 found=f"a step of {type(optimizer).__name__}, attached to "
@@ -156,6 +157,18 @@ class Handle:
                 do="detach the handle and attach the intervention to the new optimizer, or to both",
             )
         self._strangers.add(optimizer)
+
+    def _wrapped_by(self, optimizer: Optimizer) -> bool:
+        """Whether it holds one of ours (SAM, Lookahead), whose step is then part of its own."""
+        return any(value is own for value in vars(optimizer).values() for own in self.optimizers)
+
+    def _superseded_on(self, optimizer: Optimizer) -> bool:
+        """Whether the same intervention was attached anew to it: this handle was left behind with its optimizer."""
+        return any(
+            type(other.intervention) is type(self.intervention)
+            and any(optimizer is x for x in other.optimizers)
+            for other in list(_ATTACHED)
+        )
 
     def _sign(self) -> list[int]:
         """Identities of every parameter, submodule and held parameter; walked by hand, as every step asks."""

@@ -76,12 +76,13 @@ class CChainHandle(PenaltyHandle["CChain"]):
         return self.rule.distance(self.reference.outputs, after)
 
     def _outputs(self, batch: Batch) -> Tensor:
-        if self.past.layout is None:
+        layout = batch.layout or self.past.layout
+        if layout is None:
             raise AttachError(
                 "CChain holds past inputs but has seen no training pass since its state was loaded",
                 do="run the model in training mode before optimizer.step()",
             )
-        args, kwargs = self.past.layout.build(batch.tensors)
+        args, kwargs = layout.build(batch.tensors)
         compiled = getattr(self.network, "_compiled_call_impl", None) is not None
         eager: AbstractContextManager[Any] = (
             torch.compiler.set_stance("force_eager") if compiled else nullcontext()

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from supple.errors import InputError
+from supple.errors import AttachError, InputError
 from supple.interventions.base import Handle, Intervention, Optimizers, create, names, register
 
 _COSTS = ("low", "medium", "high")
@@ -71,6 +71,12 @@ class Combination(Intervention):
         try:
             for part in self.parts:
                 handles.append(part.attach(model, optimizer, inputs=inputs))
+                if any(handle._sign() != handle._signature for handle in handles):
+                    raise AttachError(
+                        f"{part.name} changes what the optimizer holds, after parts that have looked at it",
+                        found=names(self.parts),
+                        do=f"put {part.name} first",
+                    )
             return CombinationHandle(self, model, optimizer, handles)
         except BaseException:
             for handle in handles:

@@ -79,9 +79,13 @@ class FeatureRankHandle(PenaltyHandle["FeatureRank"]):
         args, kwargs = self.past.layout.build(self.past.batches[-1].tensors)
         if not self.layer:
             self.layer = self._output_layer((args, kwargs), lambda m, x: m(*x[0], **x[1]))
-        seen: list[Tensor] = []
+        seen: list[Any] = []
         module = self.network.get_submodule(self.layer)
-        hook = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+
+        def read(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            seen.append(next(iter((*inputs, *named.values())), None))
+
+        hook = module.register_forward_pre_hook(read, with_kwargs=True)
         compiled = getattr(self.network, "_compiled_call_impl", None) is not None
         eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
         try:
@@ -89,10 +93,12 @@ class FeatureRankHandle(PenaltyHandle["FeatureRank"]):
                 self.network(*args, **kwargs)
         finally:
             hook.remove()
-        if not seen or seen[-1].dim() < 2:
+        if not seen or not isinstance(seen[-1], Tensor) or seen[-1].dim() < 2:
             raise AttachError("the module has no features (samples, ..., units) for input", where=self.layer)
-        features = seen[-1].flatten(0, -2)
-        return feature_rank_penalty(features)
+        features = seen[-1]
+        if isinstance(module, nn.modules.conv._ConvNd):  # (N, C, positions) or, unbatched, (C, positions)
+            features = features.movedim(-len(module.kernel_size) - 1, -1)
+        return feature_rank_penalty(features.flatten(0, -2))
 
 
 @register
@@ -106,8 +112,8 @@ class FeatureRank(Penalty):
     collapse of feature ranks in value networks. Reported unstable by others: it can shrink all features instead.
 
     Φ comes from a pass in eval mode (no dropout, running statistics) over the inputs of the last training pass;
-    tokens and positions count as samples. With several ranks the gradient is averaged over them. With fewer samples
-    than features σ_min is the smallest of the samples'.
+    tokens and positions (of a convolution too) count as samples. With several ranks the gradient is averaged over
+    them. With fewer samples than features σ_min is the smallest of the samples'.
 
     Args:
         coef: 5e-4, from a re-implementation; the paper's value is not verified.

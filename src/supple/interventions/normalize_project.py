@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -91,7 +92,10 @@ class NormalizeAndProject(Intervention):
 
 
 class NormalizeAndProjectHandle(Handle):
-    """Keeps the norms at attach; projects in the post-hook of the first optimizer."""
+    """Keeps the norms at attach; projects each weight in the post-hook of the optimizer that moved it.
+
+    The first optimizer has the clock: those that step after it act on the same of its steps.
+    """
 
     refuses_closure = False
 
@@ -99,7 +103,8 @@ class NormalizeAndProjectHandle(Handle):
         self, intervention: NormalizeAndProject, model: nn.Module, optimizer: Optimizers, parts: Any
     ) -> None:
         super().__init__(intervention, model, optimizer)
-        held = {n: p for table in held_parameters(model, self.optimizers) for n, p in table.items()}
+        self._held = held_parameters(model, self.optimizers)
+        held = {n: p for table in self._held for n, p in table.items()}
         names = {
             next(iter(m.parameters)) for m in parts.matrices if m.parameters == {m.name.partition("#")[0]}
         }
@@ -109,6 +114,7 @@ class NormalizeAndProjectHandle(Handle):
                if m.parameters != {m.name.partition("#")[0]}},
         }  # fmt: skip
         self._weights: dict[str, Tensor] = {n: held[n] for n in sorted(names & set(held))}
+        self._due = False  # whether the step of the first optimizer that was made last was one to act on
         if not self._weights:
             self.detach()
             raise AttachError("NormalizeAndProject finds no hidden weight to project", found=self.skipped)
@@ -119,26 +125,35 @@ class NormalizeAndProjectHandle(Handle):
             raise AttachError("a weight of norm zero cannot be projected", where=", ".join(zero))
 
     def _after_step(self, optimizer: Optimizer) -> None:
-        if optimizer is self.optimizers[0] and self.due(self.intervention.every):
-            self.apply_()
+        if optimizer is self.optimizers[0]:
+            self._due = self.due(self.intervention.every)
+        if self._due:
+            index = next(i for i, known in enumerate(self.optimizers) if known is optimizer)
+            self._project([n for n in self._weights if n in self._held[index]])
 
-    @torch.no_grad()
     def apply_(self) -> None:
         """Project now. A weight that became zero or is not finite is left as it is."""
-        for name, weight in self._weights.items():
-            factor = self.norms[name] / _norm(weight)
-            if weight.requires_grad and bool(factor.isfinite()):
+        self._project(self._weights)
+
+    @torch.no_grad()
+    def _project(self, chosen: Iterable[str]) -> None:
+        for name in chosen:
+            weight = self._weights[name]
+            norm = _norm(weight)
+            factor = self.norms[name] / norm  # 0 where the norm is Inf
+            if weight.requires_grad and bool(norm.isfinite() & factor.isfinite()):
                 weight.mul_(factor.to(weight.dtype))
 
     def _state(self) -> dict[str, Any]:
-        return {"norms": {n: x.clone() for n, x in self.norms.items()}}
+        return {"norms": {n: x.clone() for n, x in self.norms.items()}, "due": self._due}
 
     def _load_state(self, state: dict[str, Any]) -> None:
-        norms = dict(state.pop("norms"))
+        norms, due = dict(state.pop("norms")), bool(state.pop("due"))
         super()._load_state(state)
         if set(norms) != set(self.norms):
             raise InputError("the state belongs to other weights", found=sorted(set(norms) ^ set(self.norms)))
         self.norms = {n: x.detach().clone().to(self.norms[n]) for n, x in norms.items()}
+        self._due = due
 
 
 def _norm(weight: Tensor) -> Tensor:

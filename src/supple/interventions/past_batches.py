@@ -37,6 +37,7 @@ class Batch:
 
     step: int
     tensors: dict[int, Tensor]
+    layout: Layout | None = None  # of its own call, which later ones need not share; not part of a state
 
     @property
     def samples(self) -> int:
@@ -55,6 +56,7 @@ class Batch:
                 i: t.index_select(0, rows.to(t.device)) if t.dim() and t.shape[0] == total else t
                 for i, t in self.tensors.items()
             },
+            self.layout,
         )
 
     def state(self) -> dict[str, Any]:
@@ -76,7 +78,8 @@ def flatten(args: tuple[Any, ...], kwargs: dict[str, Any], step: int) -> tuple[B
             found=[type(x).__name__ for x in leaves],
         )
     constants = {i: x for i, x in enumerate(leaves) if i not in tensors}
-    return Batch(step, tensors), Layout(tree, constants)
+    layout = Layout(tree, constants)
+    return Batch(step, tensors, layout), layout
 
 
 class PastBatches:

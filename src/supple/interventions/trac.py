@@ -119,7 +119,9 @@ class TRACHandle(Handle):
                 continue
             self._before[name] = p.detach().clone()
             grad = p.grad.to_dense() if p.grad.is_sparse else p.grad
-            h += ((p - self.initial[name]) * grad).sum(dtype=h.dtype).to(h.device)
+            wide = torch.promote_types(p.dtype, torch.float32)
+            apart = p.to(wide) - self.initial[name].to(wide)
+            h += (apart * grad.to(wide)).sum(dtype=h.dtype).to(h.device)
         self._h = h / total if scale is None else h / total / scale.to(h)
 
     @torch.no_grad()
@@ -142,7 +144,10 @@ class TRACHandle(Handle):
         new = s.sum().clamp(min=0)
         for name, theta in before.items():
             p, start = self._held[index][name], self.initial[name]
-            delta = (theta - start) / (old + rule.eps).to(theta) + (p - theta)
+            # float16 has no scale as small as the first ones: nothing below float32
+            wide = torch.promote_types(theta.dtype, torch.float32)
+            theta, start = theta.to(wide), start.to(wide)
+            delta = (theta - start) / (old + rule.eps).to(theta) + (p.to(wide) - theta)
             p.copy_(start + delta * new.to(theta))
 
     def _state(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from supple.errors import AttachError, InputError
 from supple.interventions.base import Handle, Intervention, Optimizers, optimizer_list, register
-from supple.interventions.matrices import inventory, refuse_sharded
+from supple.interventions.matrices import Matrix, inventory, refuse_sharded
 from supple.interventions.penalty import Filter, held_parameters, owners
 from supple.status import Mechanism
 
@@ -92,7 +92,7 @@ class WeightClipping(Intervention):
                 parts.skipped[matrix.name] = "parametrised: what is stored is not the weight"
                 continue
             (name,) = matrix.parameters
-            fan_in[id(matrix.module)] = matrix.read().shape[-1]
+            fan_in[id(matrix.module)] = _fan_in(matrix)
             bounds[name] = self.kappa / math.sqrt(fan_in[id(matrix.module)])
         for name in parts.biases:
             owner = modules[name]
@@ -106,6 +106,13 @@ class WeightClipping(Intervention):
         if self.filter_fn is not None:
             bounds = {n: b for n, b in bounds.items() if self.filter_fn(modules[n], n)}
         return bounds, parts.skipped
+
+
+def _fan_in(matrix: Matrix) -> int:
+    """As PyTorch's initialiser counts it: of a transposed convolution, by its output channels."""
+    if matrix.transposed:
+        return matrix.module.get_parameter(matrix.attribute)[0].numel()
+    return matrix.read().shape[-1]
 
 
 class WeightClippingHandle(Handle):

@@ -19,6 +19,7 @@ from supple.nn.pairs import PAIR_GAIN
 from supple.nn.widths import _CONVS, _NORMS, _WEIGHTS, ACTIVATIONS, _axis, _sizes
 from supple.topology import Topology, trace
 from supple.topology.inputs import Inputs, call
+from supple.topology.taps import eager
 
 Filter = Callable[[nn.Module, str], bool] | None
 
@@ -107,7 +108,7 @@ def _watch(model: nn.Module, inputs: Inputs) -> list[_Call]:
 
             handles.append(module.register_forward_hook(after))
     try:
-        with _looking(model):
+        with _looking(model), eager():
             call(model, inputs)
     finally:
         for handle in handles:

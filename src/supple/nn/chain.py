@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from supple.errors import TopologyError
 from supple.topology.inputs import Inputs, call
+from supple.topology.taps import eager
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,18 @@ class Link:
 def refuse(reason: str, path: str, *, found: object = None, do: str | None = None) -> TopologyError:
     """The one form in which a network that cannot be followed is turned down."""
     return TopologyError(f"convert_ cannot follow this network: {reason}", found=found, where=path, do=do)
+
+
+def refuse_replicated(model: nn.Module, what: str) -> None:
+    """New parameters inside a data-parallel wrapper would be averaged by nobody: replicas drift apart."""
+    for path, module in model.named_modules():
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            raise TopologyError(
+                f"{what} makes new parameters, whose gradients this wrapper would not average",
+                found=type(module).__name__,
+                where=path or "the model itself",
+                do="call it on the bare network, under one seed on every rank, and wrap it afterwards",
+            )
 
 
 def module_chain(model: nn.Module, inputs: Inputs | None) -> list[Link]:
@@ -98,7 +111,7 @@ def _by_watching(model: nn.Module, inputs: Inputs) -> list[Link]:
     handles = [leaf.register_forward_pre_hook(before, with_kwargs=True) for leaf in leaves]
     handles += [leaf.register_forward_hook(after) for leaf in leaves]
     try:
-        with _looking(model):
+        with _looking(model), eager():
             output = call(model, inputs)
     finally:
         for handle in handles:

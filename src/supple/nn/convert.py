@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from supple.errors import InputError, TopologyError
 from supple.nn.branches import BranchPlan, plan_branches
-from supple.nn.chain import Link, _looking, module_chain
+from supple.nn.chain import Link, _looking, module_chain, refuse_replicated
 from supple.nn.pairs import CReLU, DeepFourier, init_pairs_
 from supple.nn.widths import ACTIVATIONS, Conversion, Plan, make_plan
 from supple.topology.inputs import Inputs, call, shrink
@@ -61,7 +61,8 @@ def convert_(
 
     Raises:
         TopologyError: no activation that can be converted (functional ones cannot), weight sharing, unknown
-            modules, odd widths to halve, with the path; nothing has been written then.
+            modules, odd widths to halve, a DistributedDataParallel wrapper, with the path; nothing has been written
+            then.
         InputError: unknown activation or width.
 
     >>> net = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
@@ -74,6 +75,7 @@ def convert_(
         raise InputError("unknown activation", found=activation, do=f"choose one of {', '.join(PAIRS)}")
     if width not in WIDTHS:
         raise InputError("unknown width", found=width, do=f"choose one of {', '.join(WIDTHS)}")
+    refuse_replicated(model, "convert_")
     small = None if inputs is None else shrink(inputs, 2)
     old, changes, write = _planned(model, activation, width, filter_fn, small)
     if small is not None:
@@ -231,6 +233,7 @@ def _resize_norm(module: nn.Module, size: int) -> None:
         new = (size,)
     for attribute, fill in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
         _renew(module, attribute, new, fill)
+    _renew(module, "num_batches_tracked", ())
 
 
 __all__ = ["ACTIVATIONS", "Conversion", "convert_"]

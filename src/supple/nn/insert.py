@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from supple.errors import InputError, TopologyError
-from supple.nn.chain import _looking
+from supple.nn.chain import _looking, refuse_replicated
 from supple.topology import trace
 from supple.topology.inputs import Inputs, call, shrink
 
@@ -61,9 +61,9 @@ def insert_norms_(
         verbose: print what was done.
 
     Raises:
-        TopologyError: nothing to normalise, the network cannot be followed, a layer that is no Linear or Conv, or the
-            network does not run with the norms (a forward pass that reads ``fc.weight`` itself); the path is named
-            and nothing has been written then.
+        TopologyError: nothing to normalise, the network cannot be followed, a layer that is no Linear or Conv, the
+            network does not run with the norms (a forward pass that reads ``fc.weight`` itself), or it is wrapped
+            in DistributedDataParallel; the path is named and nothing has been written then.
         InputError: an unknown kind.
 
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -73,6 +73,7 @@ def insert_norms_(
     """
     if kind not in KINDS:
         raise InputError("unknown kind of norm", found=kind, do=f"choose one of {', '.join(KINDS)}")
+    refuse_replicated(model, "insert_norms_")
     small = shrink(inputs, 2)
     places = _places(model, small, kind, filter_fn)
     _try_on_copy(model, small, kind, list(places))
@@ -126,7 +127,7 @@ def _name(module: nn.Module, kind: str) -> str:
 
 
 def _norm(module: nn.Module, kind: str) -> nn.Module:
-    weight = module.get_parameter("weight")
+    weight = torch.as_tensor(module.weight)  # also of a parametrised layer
     if isinstance(module, nn.Linear):
         made: nn.Module = (nn.LayerNorm if kind == "layer" else nn.RMSNorm)(module.out_features)
     else:

@@ -119,7 +119,10 @@ def _step(probe: Probe, twin: nn.Module, index: Tensor) -> str:
     n = probe.samples
     optimizers, note = like(probe.optimizers, probe.model, twin)
     outputs = call(twin, pick(probe.batch.inputs, index, n), probe.forward)
-    run_loss(probe.loss_fn, outputs, pick(probe.batch.targets, index, n)).backward()
+    loss = run_loss(probe.loss_fn, outputs, pick(probe.batch.targets, index, n))
+    if not loss.requires_grad:
+        raise SuppleError("no step can be made: the loss does not depend on a trainable parameter")
+    loss.backward()
     try:
         for optimizer in optimizers:
             optimizer.step()
