@@ -94,6 +94,27 @@ def studies() -> dict[str, str]:
     return {f"results/{p.parent.name}.md": study_page(p.parent.name, p) for p in found}
 
 
+LAB_HEAD = (
+    "Is a diagnosis right? Networks made ill by construction and healthy controls; `tasks` of fresh random labels tell",
+    "how much learning is lost, and a mechanism is true where its surgical repair gives half of it back. Sensitivity",
+    "counts cases that lost a quarter or more; intervals are Wilson's, 95 %. Shapes, samples and seeds of the halves",
+    "are disjoint. What this does not hold: transformers, policies, natural wear, a calibrated probability; in",
+    "preset small one seed a case, three references and two tasks, so that one truth is itself uncertain.",
+    "",
+)
+
+
+def lab() -> dict[str, str]:
+    """The page of the lab, from its committed records."""
+    from supple.bench.lab import render, summary
+
+    path = ROOT / "results/lab/evaluation.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    lines = [NOTICE, "", "# lab", "", *LAB_HEAD, f"## Evaluation half, preset {data['preset']}", ""]
+    lines += [data["note"], "", render(summary(data["records"])), "", "```", *data["command"], "```", ""]
+    return {"results/lab.md": "\n".join([*lines, f"Made with torch {data['torch']}.", ""])}
+
+
 def study_page(name: str, path: Path) -> str:
     """`grama-vs-dormant`: three tables and what they say of the claim."""
     data = json.loads(path.read_text(encoding="utf-8"))
@@ -306,7 +327,7 @@ INTERVENTIONS_HEAD = (
 
 
 #: each source of generated pages; add one function here for a new kind of page
-SOURCES: tuple[Callable[[], dict[str, str]], ...] = (results, studies, instruments, interventions)
+SOURCES: tuple[Callable[[], dict[str, str]], ...] = (results, studies, lab, instruments, interventions)
 
 
 def main(arguments: list[str]) -> int:

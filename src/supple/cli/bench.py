@@ -57,7 +57,7 @@ class BenchRun:
     """Run methods and seeds of one protocol, or a study, in processes; what is finished already is not run again."""
 
     protocol: str
-    """A protocol or a study: a name from `supple bench list`."""
+    """A protocol or a study: a name from `supple bench list`; or lab: is a diagnosis right?"""
     methods: str | None = None
     """Names separated by commas, or all (default: plain,fresh,regrama; a study has its own)."""
     seeds: int = 3
@@ -95,6 +95,8 @@ class BenchRun:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name} must be at least 1", found=value)
+        if self.protocol == "lab":
+            return self._lab()
         if self.data is not None:
             os.environ["SUPPLE_DATA"] = str(self.data)  # the workers inherit it
         if self.protocol in STUDIES:
@@ -111,6 +113,27 @@ class BenchRun:
         )
         train(self.protocol, with_engine(specs, self.engine), self.out, self.workers)
         return show(self.out, self.json)
+
+    def _lab(self) -> int:
+        from supple.bench.lab import run_lab
+        from supple.cli.console import note
+
+        preset = self.preset or "small"
+        own = {
+            "--methods": self.methods is not None,
+            "--measure-every": self.measure_every is not None,
+            "--workers": self.workers is not None,
+            "--seeds": self.seeds != 3,
+            "--engine": self.engine != "auto",
+            "--tasks": self.tasks is not None,
+            "--optimizer": self.optimizer is not None,
+            "--data": self.data is not None,
+        }
+        if given := [flag for flag, set_ in own.items() if set_]:
+            raise InputError(f"the lab has its own cases, in one process; it takes no {given[0]}")
+        folder = self.out / "lab" / preset
+        run_lab(folder, preset, say=note)
+        return show_lab(folder, self.json)
 
     def _study(self, study: type[Study]) -> int:
         from supple.bench import with_engine
@@ -161,6 +184,10 @@ class BenchReport:
         check_target(self.csv)
         if not self.folder.is_dir():
             raise InputError("there is no such folder", where=str(self.folder))
+        if (self.folder / "lab.jsonl").is_file():
+            if self.csv is not None:
+                raise InputError("the lab has no CSV table", where=str(self.folder), do="use --json")
+            return show_lab(self.folder, self.json)
         if self.csv is not None:
             note(f"wrote {write_text(self.csv, collect(self.folder).to_csv())}")
         return show(self.folder, self.json)
@@ -175,4 +202,19 @@ def show(folder: Path, json: Path | None) -> int:
     if str(json) != "-":
         say(str(summary))
     emit_json({"rows": summary.to_dicts(), "left_out": summary.left_out}, json)
+    return 0
+
+
+def show_lab(folder: Path, json: Path | None) -> int:
+    """Print how the verdicts of each half of the lab stand against the truth, and write it."""
+    from supple.bench.lab import render
+    from supple.bench.lab.run import halves
+    from supple.cli.console import emit_json, say
+    from supple.diagnose.types import plain
+
+    found = halves(folder)
+    if str(json) != "-":
+        for half, answer in found.items():
+            say(f"{half} half\n{render(answer)}\n")
+    emit_json(plain(found), json)
     return 0

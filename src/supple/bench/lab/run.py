@@ -1,0 +1,120 @@
+"""Run the lab: one case, one record; what is recorded is not measured again."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from supple.bench.lab.cases import EVALUATION, PRESETS, TRAIN, Case, Size, cases
+from supple.bench.lab.ills import hurt_
+from supple.bench.lab.score import summary
+from supple.bench.lab.truth import Bench
+from supple.bench.networks import keyed
+from supple.diagnose.run import run as diagnose
+from supple.diagnose.types import plain
+from supple.errors import InputError
+from supple.streams import digits, generator
+
+RECORDS = "lab.jsonl"
+
+
+def bench(size: Size, half: str) -> Bench:
+    """The digits of one half: the first 800 for training, the rest for evaluation; 256 are the probe."""
+    x, y = (torch.as_tensor(a) for a in digits())
+    start = 0 if half == TRAIN else 800
+    return Bench(size, x[start : start + 256], y[start : start + 256])
+
+
+def network(case: Case, lab: Bench) -> nn.Module:
+    """The network of a case: fresh from its key, trained where told, then made ill."""
+    net = keyed(case.factory, case.seed, "lab", case.name)
+    order = generator(case.seed, "lab-order", case.name)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    for _ in range(case.tasks * 100):
+        index = torch.randint(len(lab.x), (32,), generator=order)
+        optimizer.zero_grad()
+        F.cross_entropy(net(lab.x[index]), lab.y[index]).backward()
+        optimizer.step()
+    for ill, severity in case.ills:
+        hurt_(net, ill, severity)
+    return net
+
+
+def judge(case: Case, lab: Bench) -> dict[str, Any]:
+    """The truth about one network beside what the diagnosis says."""
+    net = network(case, lab)
+    truth = lab.truth(net, case)
+    report = diagnose(
+        net, (lab.x, lab.y), F.cross_entropy, reference=case.factory, budget=lab.size.budget,
+        optimizer=torch.optim.Adam(net.parameters(), lr=1e-3),
+    )  # fmt: skip
+    verdicts = {
+        str(f.mechanism): {
+            "status": str(f.status),
+            "severity": f.severity,
+            "reason": f.reason,
+            "evidence": {f"{e.name}@{e.layer}": [e.value, e.reference] for e in f.evidence if e.decides},
+        }
+        for f in report.findings
+    }
+    built = [[i, s] for i, s in case.ills]
+    return {"case": case.name, "half": case.half, "family": case.family, "built": built, **truth,
+            "verdicts": verdicts}  # fmt: skip
+
+
+def run_lab(
+    folder: Path,
+    preset: str = "small",
+    halves: tuple[str, ...] = (EVALUATION, TRAIN),
+    *,
+    limit: int | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> list[dict[str, Any]]:
+    """Judge every case of a preset that is not in ``folder`` yet; returns all records in it.
+
+    Raises:
+        InputError: an unknown preset.
+    """
+    if preset not in PRESETS:
+        raise InputError(f"unknown preset {preset!r} of lab", do=f"choose one of {', '.join(PRESETS)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / RECORDS
+    done = read(folder)
+    known = {r["case"] for r in done}
+    left = [c for half in halves for c in cases(preset, half) if c.name not in known][:limit]
+    labs = {half: bench(PRESETS[preset], half) for half in halves}
+    begun = time.monotonic()
+    for index, case in enumerate(left, 1):
+        record = plain(judge(case, labs[case.half]))
+        with target.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+        done.append(record)
+        each = (time.monotonic() - begun) / index
+        say(f"{index}/{len(left)} {case.name}, about {each * (len(left) - index):.0f} s left")
+    return done
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The records of a folder; a last line that was cut off is dropped from the file."""
+    path = folder / RECORDS
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole, encoding="utf-8")
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def halves(folder: Path) -> dict[str, dict[str, Any]]:
+    """The summary of each half that has records."""
+    rows = read(folder)
+    found = {half: [r for r in rows if r["half"] == half] for half in (EVALUATION, TRAIN)}
+    return {half: summary(part) for half, part in found.items() if part}

@@ -1,0 +1,120 @@
+"""Verdicts against truth: counts, sensitivity, specificity and step 0, with Wilson intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+THREE = ("dead_units", "rank_collapse", "ntk_degeneration")
+HARMFUL, LOST, NOT_LOST = 0.25, 0.10, 0.03
+Row = dict[str, Any]
+
+
+def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """95 % score interval of a share: (p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n). NaN for n = 0.
+
+    Wilson 1927.
+
+    >>> [round(v, 3) for v in wilson(9, 10)]
+    [0.596, 0.982]
+    """
+    if n == 0:
+        return math.nan, math.nan
+    p, square = hits / n, z * z / n
+    half = z * math.sqrt(p * (1 - p) / n + square / (4 * n))
+    low, high = ((p + square / 2 + side) / (1 + square) for side in (-half, half))
+    return max(0.0, low), min(1.0, high)  # rounding leaves [0, 1] at no hit and at all of them
+
+
+def _share(hits: Iterable[bool]) -> dict[str, Any]:
+    found = list(hits)
+    lo, hi = wilson(sum(found), len(found))
+    return {"hits": sum(found), "n": len(found), "lo": lo, "hi": hi}
+
+
+def _claims(row: Row, mechanism: str) -> bool:
+    return row["verdicts"][mechanism]["status"] == "present"
+
+
+def summary(rows: Sequence[Row]) -> dict[str, Any]:
+    """All shares of one half, over all families and by family; cases without a truth are counted, not scored."""
+    known = [r for r in rows if r["loss"] is not None]
+    families = sorted({r["family"] for r in known})
+    return {
+        "cases": len(rows),
+        "without_truth": len(rows) - len(known),
+        "all": _scores(known),
+        "families": {f: _scores([r for r in known if r["family"] == f]) for f in families},
+        "confusion": _confusion(known),
+        "wrong": [_wrong(r) for r in known if _wrong(r)["found"] != _wrong(r)["true"]],
+    }
+
+
+def _scores(rows: Sequence[Row]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for m in THREE:
+        ill = [r for r in rows if m in r["present"] and r["loss"] >= HARMFUL]
+        well = [r for r in rows if m not in r["present"]]
+        found[m] = {
+            "sensitivity": _share(_claims(r, m) for r in ill),
+            "specificity": _share(not _claims(r, m) for r in well),
+        }
+    controls = [r for r in rows if not r["built"] and r["loss"] < LOST]
+    judged = [r for r in rows if r["loss"] >= LOST or r["loss"] < NOT_LOST]
+    found["false alarms on healthy"] = _share(any(_claims(r, m) for m in THREE) for r in controls)
+    found["step 0"] = _share(_claims(r, "plasticity_loss") == (r["loss"] >= LOST) for r in judged)
+    two = [r for r in rows if len(set(r["present"]) & set(THREE)) > 1 and r["loss"] >= HARMFUL]
+    found["two at once, both found"] = _share(
+        all(_claims(r, m) for m in THREE if m in r["present"]) for r in two
+    )
+    return found
+
+
+def _wrong(row: Row) -> dict[str, Any]:
+    return {
+        "case": row["case"],
+        "loss": row["loss"],
+        "true": [m for m in THREE if m in row["present"]],
+        "found": [m for m in THREE if _claims(row, m)],
+    }
+
+
+def _confusion(rows: Sequence[Row]) -> dict[str, int]:
+    """How often each set of true mechanisms met each set of found ones."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        pair = _wrong(row)
+        key = f"{'+'.join(pair['true']) or 'none'} -> {'+'.join(pair['found']) or 'none'}"
+        counts[key] = counts.get(key, 0) + 1
+    return dict(sorted(counts.items()))
+
+
+def _text(share: Row) -> str:
+    if not share["n"]:
+        return "no case"
+    return f"{share['hits']}/{share['n']} [{share['lo']:.2f}, {share['hi']:.2f}]"
+
+
+def render(found: dict[str, Any]) -> str:
+    """Markdown tables of a `summary`."""
+    lines = [
+        f"{found['cases']} networks, {found['without_truth']} without a truth (references do not learn).",
+        "",
+    ]
+    heads = ("all", *found["families"])
+    lines += ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    columns = [found["all"], *found["families"].values()]
+    for m in THREE:
+        for kind in ("sensitivity", "specificity"):
+            lines.append(f"| {m}, {kind} | " + " | ".join(_text(c[m][kind]) for c in columns) + " |")
+    for key in ("false alarms on healthy", "two at once, both found", "step 0"):
+        lines.append(f"| {key} | " + " | ".join(_text(c[key]) for c in columns) + " |")
+    lines += ["", "| true -> found | networks |", "|---|---|"]
+    lines += [f"| {k} | {v} |" for k, v in found["confusion"].items()]
+    if found["wrong"]:
+        lines += ["", "| wrong | loss | true | found |", "|---|---|---|---|"]
+    for w in found["wrong"]:
+        true, claimed = ", ".join(w["true"]) or "none", ", ".join(w["found"]) or "none"
+        lines.append(f"| {w['case']} | {w['loss']:.2f} | {true} | {claimed} |")
+    return "\n".join(lines)

@@ -1,0 +1,93 @@
+"""What is true of a network: how much less it learns than fresh ones, and which repair gives it back."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from statistics import fmean
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from supple.bench.lab.cases import Case, Size
+from supple.bench.lab.ills import repair_
+from supple.bench.networks import keyed
+from supple.diagnose.probe_tasks import ProbeTask, learn, read_kind
+
+RATE = 1e-3  # Adam, as step 0 falls back to
+HARM, HALF = 0.10, 0.5
+ARTICLE = ("dead", "rank", "common")
+MECHANISM = {
+    "dead": "dead_units", "rank": "rank_collapse", "common": "ntk_degeneration",
+    "grown": "weight_growth", "cloned": "cloned_units",
+}  # fmt: skip
+
+
+def reference(case: Case, index: int) -> nn.Module:
+    """The index-th fresh network of the case's factory."""
+    return keyed(case.factory, case.seed, "lab-reference", index)
+
+
+@dataclass
+class Bench:
+    """Fresh tasks of one half, and the scores of the references on them, measured once per factory."""
+
+    size: Size
+    x: Tensor
+    y: Tensor
+
+    def __post_init__(self) -> None:
+        self._healthy: dict[tuple[str, str, str, int], float] = {}
+
+    def score(self, net: nn.Module) -> float:
+        """Mean score over the tasks of copies of ``net``; a course that diverges counts as nothing learned."""
+        found = []
+        kind = read_kind(net(self.x), self.y)
+        for index in range(self.size.tasks):
+            task = ProbeTask.draw((self.x, self.y), kind, F.cross_entropy, 90_001 + index)
+            pupil = copy.deepcopy(net)
+            course = learn(pupil, task, self.size.steps, [torch.optim.Adam(pupil.parameters(), lr=RATE)])
+            found.append(0.0 if math.isnan(course[-1]) else fmean(course))
+        return fmean(found)
+
+    def healthy(self, case: Case) -> float:
+        key = (case.half, case.family, case.design, case.seed)
+        if key not in self._healthy:
+            scores = [self.score(reference(case, i)) for i in range(self.size.references)]
+            self._healthy[key] = fmean(scores)
+        return self._healthy[key]
+
+    def repaired(self, net: nn.Module, ills: tuple[str, ...], case: Case) -> float:
+        fixed = copy.deepcopy(net)
+        for ill in ills:
+            repair_(fixed, ill, reference(case, self.size.references), self.x)
+        return self.score(fixed)
+
+    def truth(self, net: nn.Module, case: Case) -> dict[str, object]:
+        """``loss`` against the references, and the mechanisms whose repair gives half of it back.
+
+        With several illnesses one repair alone may give nothing back: then a mechanism is also present where
+        leaving its repair out of the joint one forgoes half of what the joint one recovers.
+        """
+        healthy, own = self.healthy(case), self.score(net)
+        if healthy < 0.05:
+            return {"loss": None, "present": [], "repairs": {}, "healthy": healthy, "own": own}
+        loss = 1 - own / healthy
+        repairs: dict[str, float] = {}
+        present: list[str] = []
+        names = tuple(i for i, _ in case.ills)
+        if loss >= HARM:
+            for ill in dict.fromkeys((*ARTICLE, *names)):
+                repairs[ill] = self.repaired(net, (ill,), case)
+                if repairs[ill] - own >= HALF * (healthy - own):
+                    present.append(ill)
+            if len(names) > 1:
+                repairs["+".join(names)] = joint = self.repaired(net, names, case)
+                for ill in names:
+                    rest = self.repaired(net, tuple(i for i in names if i != ill), case)
+                    if joint - own >= HALF * (healthy - own) and joint - rest >= HALF * (joint - own):
+                        present.append(ill)
+        mechanisms = sorted({MECHANISM[i] for i in present})
+        return {"loss": loss, "present": mechanisms, "repairs": repairs, "healthy": healthy, "own": own}
