@@ -46,11 +46,13 @@ def feature_rank_gradient(phi: Array) -> Array:
     return 2 * (s[0] * np.outer(u[:, 0], vt[0]) - s[-1] * np.outer(u[:, -1], vt[-1]))
 
 
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(200)
+
+
 def erfi(x: float) -> float:
     """(2/√π) ∫₀ˣ exp(t²) dt by Gauss-Legendre quadrature: another way than the series."""
-    nodes, weights = np.polynomial.legendre.leggauss(200)
-    t = 0.5 * x * (nodes + 1)
-    return float(2 / math.sqrt(math.pi) * 0.5 * x * np.sum(weights * np.exp(t**2)))
+    t = 0.5 * x * (_NODES + 1)
+    return float(2 / math.sqrt(math.pi) * 0.5 * x * np.sum(_WEIGHTS * np.exp(t**2)))
 
 
 class Trac:
