@@ -8,6 +8,7 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 from supple.errors import InputError
+from supple.topology.parameters import refuse_scripted
 
 _HOOKS = (
     "_forward_hooks",
@@ -27,6 +28,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     >>> unwrap(nn.DataParallel(net)) is net
     True
     """
+    refuse_scripted(model)
     while True:
         inner = model._modules.get("_orig_mod")
         if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):

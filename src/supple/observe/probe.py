@@ -24,6 +24,7 @@ from supple.records import Record, Records
 from supple.status import Status
 from supple.topology.graph import Topology
 from supple.topology.inputs import Forward, call
+from supple.topology.parameters import refuse_empty
 from supple.topology.taps import Taps, eager, plain_name, tap
 
 LossFn = Callable[[Any, Any], Any]
@@ -191,6 +192,7 @@ def observe(
     optimizers = (
         [] if optimizer is None else [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
     )
+    refuse_empty(model)
     checked = check_batch(batch)
     chosen = select(instruments)
     healthy = resolve(reference, model, seed)

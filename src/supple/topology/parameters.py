@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from supple.errors import InputError, TopologyError
@@ -141,6 +142,28 @@ class Parameters:
                     line = line.narrow(other, 0, 1)
             guess = guess + (line - corner)
         return bool((guess == total).all())
+
+
+def refuse_scripted(model: nn.Module) -> None:
+    """TorchScript hides what its modules do.
+
+    >>> refuse_scripted(nn.Linear(1, 1))
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError(
+            "a TorchScript module cannot be looked into",
+            found=type(model).__name__,
+            do="pass the module that it was made from",
+        )
+
+
+def refuse_empty(model: nn.Module) -> None:
+    """Lazy and meta parameters hold nothing yet; running a lazy module would change the caller's model.
+
+    >>> refuse_empty(nn.Linear(1, 1))
+    """
+    for name, parameter in model.named_parameters():
+        _check(name, parameter)
 
 
 def _check(name: str, tensor: Tensor) -> None:

@@ -17,6 +17,7 @@ from supple.topology.assemble import assemble
 from supple.topology.graph import Topology
 from supple.topology.ids import FIRST, PARAM
 from supple.topology.inputs import Forward, Inputs, batch_size, call, shrink
+from supple.topology.parameters import refuse_scripted
 from supple.topology.shadow import Meta
 from supple.topology.taps import eager
 from supple.topology.tracer import Tracer, leaves
@@ -78,6 +79,7 @@ def trace(model: nn.Module, inputs: Inputs, *, forward: Forward | None = None) -
 
 
 def _prepared(model: nn.Module, inputs: Inputs) -> Tracer:
+    refuse_scripted(model)
     if batch_size(inputs) == 0:
         raise InputError("cannot trace on an empty batch", found="0 samples", do="pass at least one sample")
     tracer = Tracer(model, rules.RULES)
