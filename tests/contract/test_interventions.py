@@ -279,9 +279,28 @@ def test_a_swapped_optimizer_is_noticed(name: str) -> None:
     assert _equal(before, model.state_dict())
     _train(model, opt, handle, range(2, 3))
     other = _model()  # another network's optimizer is nobody's business
-    _train(other, _optimizer(other, name), None, range(2))
+    theirs = _optimizer(other, name)
+    _train(other, theirs, None, range(2))
+    theirs.add_param_group({"params": list(model.parameters())})  # ... until it takes our parameters
+    with pytest.raises(AttachError, match="attached to another optimizer"):
+        _train(other, theirs, None, range(1))
     handle.detach()
     _train(model, _optimizer(model, name), None, range(2))
+
+
+@every_method
+def test_an_optimizer_swapped_after_a_step_that_raised_is_noticed(name: str) -> None:
+    model, opt, handle = _attached(name)
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    remover = opt.register_step_pre_hook(fail)
+    with pytest.raises(ZeroDivisionError):
+        _train(model, opt, handle, range(1))
+    remover.remove()
+    with pytest.raises(AttachError, match="attached to another optimizer"):
+        _train(model, _optimizer(model, name), handle, range(1))
 
 
 @every_method

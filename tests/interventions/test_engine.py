@@ -16,7 +16,7 @@ from torch.nn.utils import prune
 
 from supple import fresh
 from supple.errors import InputError, OptimizerRuleError, TopologyError
-from supple.interventions import engine
+from supple.interventions import reset_plan
 from supple.interventions.engine import plan_reset
 from supple.topology.graph import Edge, Layer, Refusal, Topology
 
@@ -255,7 +255,7 @@ def test_a_fault_at_any_write_restores_everything(monkeypatch: pytest.MonkeyPatc
     opt = cls(model.parameters(), lr=0.01)
     _train(model, opt, (6,))
     before = _everything(model, opt)
-    real_write, real_clear = engine._write, fresh.OptimizerRule.clear_
+    real_write, real_clear = reset_plan.write_, fresh.OptimizerRule.clear_
     calls = {"n": 0, "limit": 0}
 
     def count_then(real):
@@ -267,7 +267,7 @@ def test_a_fault_at_any_write_restores_everything(monkeypatch: pytest.MonkeyPatc
 
         return wrapped
 
-    monkeypatch.setattr(engine, "_write", count_then(real_write))
+    monkeypatch.setattr(reset_plan, "write_", count_then(real_write))
     monkeypatch.setattr(fresh.OptimizerRule, "clear_", count_then(real_clear))
     chosen = {"fc1": L([0, 2]), "fc2": L([3])}
     means = {"fc2": torch.ones(5), "fc3": torch.ones(4)}

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from supple.diagnose.types import DiagnosisReport, PrescriptionLine
 from supple.errors import AttachError, InputError, SuppleError
 from supple.interventions.base import Handle, Intervention, Optimizers, create
-from supple.interventions.engine import ResetPlan, plan_reset
+from supple.interventions.engine import plan_reset
+from supple.interventions.reset_plan import ResetPlan
 from supple.status import Mechanism
 from supple.topology.inputs import shrink
 

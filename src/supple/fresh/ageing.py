@@ -7,6 +7,7 @@ update depends on the count, by age a = 1, 2, ... of a row; `supple.intervention
 
 from __future__ import annotations
 
+import abc
 import functools
 import math
 from collections.abc import Mapping
@@ -43,7 +44,7 @@ def growth(beta: float, ages: Curve) -> Curve:
 
 
 @dataclass(frozen=True)
-class Ageing:
+class Ageing(abc.ABC):
     """What of an update depends on the step count. ``averages`` maps the running averages of the state to the
     position of their decay in ``group["betas"]``.
     """
@@ -58,9 +59,9 @@ class Ageing:
         """Ages below this count as young; older rows are left to the optimizer."""
         return young_span(*betas(group))
 
+    @abc.abstractmethod
     def coefficients(self, group: Group, ages: Curve) -> Curve:
         """(k, A) the numbers that depend on the age; the entry of age 0 is never read."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,11 @@ class Scaled(Ageing):
 class Recomputed(Ageing):
     """Terms of the update depend on the age in different ways: young rows are moved anew from their state."""
 
+    @abc.abstractmethod
     def direction(
         self, grad: Tensor, slots: Mapping[str, Tensor], by_age: list[Tensor], eps: float
     ) -> Tensor:
         """The displacement divided by -lr, from the gradient and the averages after the step."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

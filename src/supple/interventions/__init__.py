@@ -8,7 +8,7 @@ from supple.interventions.ccbp import CCBP
 from supple.interventions.cchain import CChain
 from supple.interventions.combination import Combination
 from supple.interventions.continual_backprop import ContinualBackprop
-from supple.interventions.engine import LayerSkipped, ResetEvent, ResetPlan, plan_reset
+from supple.interventions.engine import plan_reset
 from supple.interventions.feature_rank import FeatureRank
 from supple.interventions.fire import FIRE
 from supple.interventions.hare_tortoise import HareTortoise
@@ -21,6 +21,7 @@ from supple.interventions.penalty import Penalty, PenaltyHandle
 from supple.interventions.plasticity_injection import InjectedHead, PlasticityInjection
 from supple.interventions.redo import ReDo
 from supple.interventions.regrama import ReGraMa
+from supple.interventions.reset_plan import LayerSkipped, ResetEvent, ResetPlan
 from supple.interventions.self_normalized_reset import SelfNormalizedReset
 from supple.interventions.shrink_perturb import ShrinkAndPerturb
 from supple.interventions.spectral import SpectralRegularization

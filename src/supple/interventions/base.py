@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import inspect
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
@@ -89,9 +90,8 @@ class Handle:
         self._removers: list[Any] = []
         self._modules = list(model.modules())
         self._signature = self._sign()
-        self._strangers: weakref.WeakSet[Optimizer] = (
-            weakref.WeakSet()
-        )  # known to hold none of our parameters
+        #: optimizers known to hold none of our parameters, with the number of parameters they had then
+        self._strangers: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
         self._stepping = False
         _check_owners(model, self.optimizers)
         for opt in self.optimizers:
@@ -145,7 +145,10 @@ class Handle:
 
     def _meet(self, optimizer: Optimizer) -> None:
         """Another optimizer is about to step: if it moves our parameters, ours was swapped behind our back."""
-        if self._stepping or optimizer in self._strangers or any(optimizer is own for own in self.optimizers):
+        count = sum(len(group["params"]) for group in optimizer.param_groups)
+        if self._strangers.get(optimizer) == count or any(optimizer is own for own in self.optimizers):
+            return
+        if self._stepping and self._under_way():
             return  # while ours steps it may call another inside itself (SAM, Lookahead, accelerate)
         held = {id(p) for own in self.optimizers for group in own.param_groups for p in group["params"]}
         meets = any(id(p) in held for group in optimizer.param_groups for p in group["params"])
@@ -156,7 +159,21 @@ class Handle:
                 + " and ".join(type(own).__name__ for own in self.optimizers),
                 do="detach the handle and attach the intervention to the new optimizer, or to both",
             )
-        self._strangers.add(optimizer)
+        self._strangers[optimizer] = count
+
+    def _under_way(self) -> bool:
+        """Whether a step of ours is on the stack: one that raised left ``_stepping`` behind."""
+        frame = inspect.currentframe()
+        while frame is not None:
+            if any(frame.f_locals.get("self") is own for own in self.optimizers):
+                return True
+            frame = frame.f_back
+        self._stepping = False
+        return False
+
+    def _index(self, optimizer: Optimizer) -> int:
+        """Its position among our optimizers."""
+        return next(i for i, known in enumerate(self.optimizers) if known is optimizer)
 
     def _wrapped_by(self, optimizer: Optimizer) -> bool:
         """Whether it holds one of ours (SAM, Lookahead), whose step is then part of its own."""

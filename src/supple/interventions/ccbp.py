@@ -11,16 +11,16 @@ from torch.optim import Optimizer
 
 from supple.errors import InputError
 from supple.interventions.base import Optimizers, Schedule, register
-from supple.interventions.engine import Initials
-from supple.interventions.resetting import ResetHandle, ResetMethod
-from supple.interventions.sums import absolute_sum
+from supple.interventions.reset_checks import Initials
+from supple.interventions.resetting import ResetHandle, UnitReset
+from supple.interventions.sums import incoming_means
 from supple.status import Mechanism
 from supple.topology.graph import Layer, Topology
 
 
 @register
 @dataclass(frozen=True)
-class CCBP(ResetMethod):
+class CCBP(UnitReset):
     """After every step u <- decay u + (1 - decay) g_i / mean_k g_k, g_i the mean |dL/dW_in[i, :]|; and at times::
 
         r = rate f(u);  W_in <- (1 - r) W_in + r fresh;  W_out <- (1 - r) W_out;  u <- 1
@@ -40,6 +40,7 @@ class CCBP(ResetMethod):
         curve: "capped" or "sigmoid".
         initial: law of the fresh rows, see `supple.fresh.draw`; or the model's initial state_dict.
         layers: names of the layers to act on; None is every hidden layer that can be reset.
+        units: kinds of units, see `supple.interventions.resetting.UnitReset`; the default is ("inner",).
         seed: of the random draws.
     """
 
@@ -99,11 +100,9 @@ class CCBPHandle(ResetHandle):
         if self.engine is None:
             return
         for layer in self.layers[self.optimizers.index(optimizer)]:
-            grad = self.built.parameters[layer.weight].grad
-            if grad is None:
+            size = incoming_means(self.built.topology, layer, lambda n: self.built.parameters[n].grad)
+            if size is None:
                 continue
-            sums = absolute_sum(grad, layer.unit_dim)
-            size = sums[torch.from_numpy(layer.rows).to(sums.device)]
             share = size / size.mean()
             if bool(torch.isfinite(share).all()):
                 self.utilities[layer.name].lerp_(share, 1.0 - self.method.decay)

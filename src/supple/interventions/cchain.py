@@ -215,19 +215,20 @@ class CChainHandle(PenaltyHandle["CChain"]):
         windows = [state.pop(key).detach().clone().to(self.device) for key in ("churn_window", "loss_window")]
         if any(len(w) != self.rule.window for w in windows):
             raise InputError("the window has another length", found=len(windows[0]), do=f"{self.rule.window}")
-        self.churn_window, self.loss_window = windows
-        self._loss = state.pop("loss").detach().clone().to(self.device)
-        self.filled, self.losses_seen = int(state.pop("filled")), int(state.pop("losses_seen"))
-        self._cap_told = bool(state.pop("cap_told"))
-        self.past.seen = int(state.pop("seen"))
-        self.past.batches.clear()
-        self.past.batches.extend(Batch.restore(b, self.device) for b in state.pop("batches"))
-        kept = state.pop("reference")
-        self.reference = self._next = self._now = None
+        loss = state.pop("loss").detach().clone().to(self.device)
+        counts = [int(state.pop(key)) for key in ("filled", "losses_seen", "cap_told", "seen")]
+        batches = [Batch.restore(b, self.device) for b in state.pop("batches")]
+        kept, reference = state.pop("reference"), None
         if kept is not None:
             outputs = kept["outputs"].detach().clone().to(self.device)
-            self.reference = Reference(Batch.restore(kept["batch"], self.device), outputs, int(kept["uses"]))
-        super()._load_state(state)
+            reference = Reference(Batch.restore(kept["batch"], self.device), outputs, int(kept["uses"]))
+        super()._load_state(state)  # everything was read: from here on nothing can fail
+        self.churn_window, self.loss_window = windows
+        self._loss, self.reference, self._next, self._now = loss, reference, None, None
+        self.filled, self.losses_seen, self._cap_told = counts[0], counts[1], bool(counts[2])
+        self.past.seen = counts[3]
+        self.past.batches.clear()
+        self.past.batches.extend(batches)
 
 
 def as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -86,6 +86,9 @@ def consumer_sites(engine: ResetEngine, layer: Layer) -> list[Site] | str:
         module = None if consumer is None else engine.modules.get(consumer.module)
         if module is None or consumer is None or consumer.part or not _readable(module):
             return f"its consumer {edge.consumer!r} has no input of its own that could be read"
+        parent = engine.modules.get(consumer.module.rpartition(".")[0])
+        if isinstance(parent, nn.MultiheadAttention):
+            return f"its consumer {edge.consumer!r} is never called: {type(parent).__name__} reads the weight itself"
         channels = torch.from_numpy(edge.columns)
         width = _width(module, "in")
         if edge.rows is not None:
@@ -98,7 +101,7 @@ def consumer_sites(engine: ResetEngine, layer: Layer) -> list[Site] | str:
 
 def activation_sites(engine: ResetEngine, layer: Layer) -> list[Site] | str:
     """Where a layer's activations are as the nonlinearity gave them: before a norm that follows it."""
-    for norm in layer.norms:
+    for norm in layer.norms if layer.stream is None else ():  # a stream is read at several depths
         if not norm.before_activation:
             module = engine.modules.get(norm.module)
             if module is None or not _readable(module):
@@ -111,6 +114,8 @@ def activation_sites(engine: ResetEngine, layer: Layer) -> list[Site] | str:
 def preactivation_site(engine: ResetEngine, layer: Layer) -> Site | str:
     """The module whose output the nonlinearity reads: the layer, or the last norm before the activation."""
     module = engine.modules[layer.module]
+    if layer.members:
+        return "a head has no pre-activation"
     if layer.part or not isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
         return "its pre-activations are not the output of a module"
     path, index = layer.module, torch.arange(layer.units)

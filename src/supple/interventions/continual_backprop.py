@@ -14,9 +14,10 @@ from supple import fresh
 from supple.errors import AttachError, InputError
 from supple.interventions.base import Optimizers, optimizer_list, register
 from supple.interventions.channels import Site, consumer_sites
-from supple.interventions.engine import Initials, transfer_refusal
-from supple.interventions.resetting import ResetHandle, ResetMethod
-from supple.interventions.sums import absolute_sum
+from supple.interventions.columns import transfer_refusal
+from supple.interventions.reset_checks import Initials
+from supple.interventions.resetting import ResetHandle, UnitReset
+from supple.interventions.sums import absolute_sum, incoming_means
 from supple.status import Mechanism
 from supple.topology.graph import Layer, Topology
 
@@ -27,7 +28,7 @@ _CENTRED = ("zero_contribution", "adaptable")
 
 @register
 @dataclass(frozen=True)
-class ContinualBackprop(ResetMethod):
+class ContinualBackprop(UnitReset):
     """After every step, in each hidden layer::
 
         a += 1
@@ -59,6 +60,7 @@ class ContinualBackprop(ResetMethod):
         cap: units per layer and step at most; 1 is the listing, None is no cap.
         initial: law of the fresh rows, see `supple.fresh.draw`; or the model's initial state_dict.
         layers: names of the layers to act on; None is every hidden layer that can be reset.
+        units: kinds of units, see `supple.interventions.resetting.UnitReset`; the default is ("inner",).
         seed: of the random draws.
     """
 
@@ -162,9 +164,7 @@ class ContinualBackpropHandle(ResetHandle):
             sites = consumer_sites(self.built, layer)
             if isinstance(sites, str):
                 self._drop(layer, sites)
-            elif (reason := self._transfer_refusal(sites)) is not None or (
-                reason := self._unheard(sites)
-            ) is not None:
+            elif (reason := self._transfer_refusal(sites)) is not None:
                 self._drop(layer, reason)
             else:
                 self._watch(layer, sites)
@@ -178,14 +178,6 @@ class ContinualBackpropHandle(ResetHandle):
         layers = self.built.topology.layers
         reasons = [transfer_refusal(layers[s.edge.consumer], s.edge) for s in sites if s.edge is not None]
         return next((f"its bias transfer: {r}" for r in reasons if r), None)
-
-    def _unheard(self, sites: list[Site]) -> str | None:
-        """Why the values that a reader gets cannot be seen in training: attention reads weights itself."""
-        for site in sites:
-            parent = self.built.modules.get(site.module.rpartition(".")[0])
-            if isinstance(parent, nn.MultiheadAttention):
-                return f"its reader {site.module} is never called: {type(parent).__name__} reads the weight itself"
-        return None
 
     def _watch(self, layer: Layer, sites: list[Site]) -> None:
         weight = self.built.parameters[layer.weight]
@@ -279,11 +271,12 @@ class ContinualBackpropHandle(ResetHandle):
 
     def _incoming_mean(self, units: _Units) -> Tensor:
         """(U,) mean |W_in| of each unit."""
-        layer = units.layer
-        weight = self.built.parameters[layer.weight].detach()
-        norms = absolute_sum(weight, layer.unit_dim)
-        rows = torch.from_numpy(layer.rows).to(norms.device)
-        return norms[rows] * (weight.shape[layer.unit_dim] / weight.numel())
+        means = incoming_means(
+            self.built.topology, units.layer, lambda name: self.built.parameters[name].detach()
+        )
+        if means is None:
+            raise AttachError("a layer lost its weight", where=units.layer.name)
+        return means
 
     def _choose(self, units: _Units) -> Tensor | None:
         """The units of a layer that are due, lowest utility first, or None."""

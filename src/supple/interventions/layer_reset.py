@@ -9,7 +9,8 @@ from torch import nn
 
 from supple.errors import InputError
 from supple.interventions.base import Optimizers, Schedule, register
-from supple.interventions.engine import Bias, Initials, ResetEngine
+from supple.interventions.engine import ResetEngine
+from supple.interventions.reset_checks import Bias, Initials
 from supple.interventions.resetting import ResetHandle, ResetMethod
 from supple.topology.graph import Layer, Topology
 

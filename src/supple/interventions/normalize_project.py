@@ -128,7 +128,7 @@ class NormalizeAndProjectHandle(Handle):
         if optimizer is self.optimizers[0]:
             self._due = self.due(self.intervention.every)
         if self._due:
-            index = next(i for i, known in enumerate(self.optimizers) if known is optimizer)
+            index = self._index(optimizer)
             self._project([n for n in self._weights if n in self._held[index]])
 
     def apply_(self) -> None:

@@ -185,9 +185,6 @@ class PenaltyHandle(Handle, Generic[P]):
     def _after_step(self, optimizer: Optimizer) -> None:
         self._in_loss.discard(self._index(optimizer))
 
-    def _index(self, optimizer: Optimizer) -> int:
-        return next(i for i, known in enumerate(self.optimizers) if known is optimizer)
-
     @torch.no_grad()
     def readings(self) -> dict[str, float]:
         """The last value of the unscaled term and the coefficient; NaN where there is no term yet."""

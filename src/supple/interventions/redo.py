@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from supple.functional import dormant_scores
 from supple.interventions.base import Optimizers, Schedule, register
 from supple.interventions.channels import Site, activation_sites
-from supple.interventions.engine import Initials
-from supple.interventions.resetting import ResetHandle, ResetMethod
+from supple.interventions.reset_checks import Initials
+from supple.interventions.resetting import ResetHandle, UnitReset
 from supple.status import Mechanism
 from supple.topology.graph import Layer, Topology
 
 
 @register
 @dataclass(frozen=True)
-class ReDo(ResetMethod):
+class ReDo(UnitReset):
     """Every ``every`` steps: units with E|h_i| / mean_k E|h_k| <= tau are re-born.
 
     Sokar et al. 2023 (ICML, arXiv 2302.12902). Incoming rows from the layer's initialiser, bias 0, outgoing
@@ -36,6 +36,7 @@ class ReDo(ResetMethod):
         initial: law of the fresh rows, see `supple.fresh.draw`; the public code uses "xavier" (JAX) or
             "kaiming_uniform" (PyTorch port).
         layers: names of the layers to act on; None is every hidden layer that can be reset.
+        units: kinds of units, see `supple.interventions.resetting.UnitReset`; the default is ("inner",).
         seed: of the random draws.
     """
 

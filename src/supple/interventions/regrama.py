@@ -13,16 +13,16 @@ from supple.errors import InputError
 from supple.functional import grama_scores
 from supple.interventions.base import Optimizers, Schedule, register
 from supple.interventions.channels import Site, preactivation_site
-from supple.interventions.engine import Bias, Initials, Outgoing
-from supple.interventions.resetting import ResetHandle, ResetMethod
-from supple.interventions.sums import absolute_sum
+from supple.interventions.reset_checks import Bias, Initials, Outgoing
+from supple.interventions.resetting import ResetHandle, UnitReset
+from supple.interventions.sums import incoming_means
 from supple.status import Mechanism
 from supple.topology.graph import Layer, Topology
 
 
 @register
 @dataclass(frozen=True)
-class ReGraMa(ResetMethod):
+class ReGraMa(UnitReset):
     """Every ``every`` steps: units with m_i / mean_k m_k <= tau are re-born, m_i the size of their gradient.
 
     Liu et al. 2025 (NeurIPS, arXiv 2505.24061). ``score="weight"``: m_i is the mean over fan-in of
@@ -47,6 +47,7 @@ class ReGraMa(ResetMethod):
         bias: "zero" (ReDo's pipeline) or "fresh" (class default, as in the code).
         initial: law of the fresh rows, see `supple.fresh.draw`; the code uses "kaiming_uniform".
         layers: names of the layers to act on; None is every hidden layer that can be reset.
+        units: kinds of units, see `supple.interventions.resetting.UnitReset`; the default is ("inner",).
         seed: of the random draws.
     """
 
@@ -130,11 +131,9 @@ class ReGraMaHandle(ResetHandle):
             return
         self.sizes = {}
         for layer in [part for x in self.layers[position] for part in self._pair(x)]:
-            grad = self.built.parameters[layer.weight].grad
-            if grad is not None:
-                sums = absolute_sum(grad, layer.unit_dim)
-                rows = torch.from_numpy(layer.rows).to(sums.device)
-                self.sizes[layer.name] = sums[rows] * (grad.shape[layer.unit_dim] / grad.numel())
+            size = incoming_means(self.built.topology, layer, lambda n: self.built.parameters[n].grad)
+            if size is not None:
+                self.sizes[layer.name] = size
 
     def _read_gauges(self, layers: list[Layer]) -> bool:
         parts = [part for x in layers for part in self._pair(x)]

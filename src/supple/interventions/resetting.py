@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,25 +24,22 @@ from supple.interventions.base import (
     check_schedule,
     optimizer_list,
 )
-from supple.interventions.engine import (
-    Bias,
-    Initials,
-    LayerSkipped,
-    Outgoing,
-    ResetEngine,
-    ResetEvent,
-    ResetPlan,
-)
+from supple.interventions.engine import ResetEngine
 from supple.interventions.matrices import refuse_sharded
 from supple.interventions.meter import Meter
+from supple.interventions.reset_checks import Bias, Initials, Outgoing
+from supple.interventions.reset_plan import LayerSkipped, ResetEvent, ResetPlan
 from supple.topology.graph import Layer, Topology
 
 _PROBE = 2  # samples of the first training batch that the trace runs on
 
 
+UNITS = ("inner", "stream", "heads")
+
+
 @dataclass(frozen=True)
 class ResetMethod(Intervention):
-    """Fields and checks that every reset method has."""
+    """Checks that every reset method has."""
 
     def _check(self, **bounds: tuple[float, float]) -> None:
         """Each named field must lie in its closed interval."""
@@ -52,6 +49,27 @@ class ResetMethod(Intervention):
                 raise InputError(
                     f"{name} of {self.name} must lie in [{low}, {high}]", found=value, where=self.name
                 )
+
+
+@dataclass(frozen=True)
+class UnitReset(ResetMethod):
+    """A method that re-births single units, and the choice which kinds of them.
+
+    ``units``: "inner", whose only readers are known; "stream", units on a residual stream, with all that reads
+    the stream as consumers (see `plan_reset`); "heads", attention heads instead of single value channels.
+    """
+
+    units: tuple[str, ...] = field(default=("inner",), kw_only=True)
+
+    def _check(self, **bounds: tuple[float, float]) -> None:
+        super()._check(**bounds)
+        if not self.units or not set(self.units) <= set(UNITS) or isinstance(self.units, str):
+            raise InputError(
+                f"units of {self.name} is a tuple of kinds of units",
+                found=self.units,
+                where=self.name,
+                do=f"choose from {', '.join(UNITS)}, for example units=('inner', 'heads')",
+            )
 
 
 class ResetHandle(Handle):
@@ -132,8 +150,11 @@ class ResetHandle(Handle):
             undo.pop_all()
 
     def _build(self, topology: Topology) -> None:
+        kinds = getattr(self.intervention, "units", ("inner",))
+        if "heads" in kinds:
+            topology = tp.with_heads(topology)
         self.topology = topology
-        self.engine = engine = ResetEngine(self.inner, self.optimizers, topology)
+        self.engine = engine = ResetEngine(self.inner, self.optimizers, topology, "stream" in kinds)
         self.layers = [[] for _ in self.optimizers]
         partners: set[str] = set()
         initial = getattr(self.intervention, "initial", "auto")
@@ -144,7 +165,7 @@ class ResetHandle(Handle):
         for layer in self._candidates(topology) if wanted is None else [topology.layers[n] for n in wanted]:
             if layer.name in partners:
                 continue
-            reason = self._refusal(engine, layer, initial)
+            reason = _unwanted(topology, layer, kinds) or self._refusal(engine, layer, initial)
             if reason is not None:
                 self.skipped[layer.name] = reason
                 continue
@@ -332,6 +353,17 @@ class ResetHandle(Handle):
         if self._lazy is not None:
             self._lazy.remove()
             self._lazy = None
+
+
+def _unwanted(topology: Topology, layer: Layer, kinds: tuple[str, ...]) -> str | None:
+    """Why a layer that might be reset is left out by the choice of units, or None."""
+    heads = next(
+        (x.name for x in topology.layers.values() if any(layer.name == m for m, _ in x.members)), None
+    )
+    if heads is not None:
+        return f"its units are re-born with their heads, as {heads}"
+    inner = layer.stream is None and not layer.members
+    return "units of this kind were not asked for" if inner and "inner" not in kinds else None
 
 
 def _refuse_compiled(model: nn.Module) -> None:

@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from supple.errors import InputError
 from supple.interventions.base import Optimizers, Schedule, check_schedule, register
 from supple.interventions.channels import Site, preactivation_site
-from supple.interventions.engine import Initials
 from supple.interventions.gap_sketch import GapSketch
-from supple.interventions.resetting import ResetHandle, ResetMethod
+from supple.interventions.reset_checks import Initials
+from supple.interventions.resetting import ResetHandle, UnitReset
 from supple.status import Mechanism
 from supple.topology.graph import Layer, Topology
 
 
 @register
 @dataclass(frozen=True)
-class SelfNormalizedReset(ResetMethod):
+class SelfNormalizedReset(UnitReset):
     """After every step, for each unit (B samples in the step)::
 
         fired (z > 0 on any sample or position):  record the gap a;  a <- 0
@@ -49,6 +49,7 @@ class SelfNormalizedReset(ResetMethod):
         longest: largest gap and threshold in samples.
         initial: law of the fresh rows, see `supple.fresh.draw`.
         layers: names of the layers to act on; None is every hidden layer that can be reset.
+        units: kinds of units, see `supple.interventions.resetting.UnitReset`; the default is ("inner",).
         seed: of the random draws.
     """
 

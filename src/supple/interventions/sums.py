@@ -7,8 +7,12 @@ avoid both.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+from supple.topology.graph import Layer, Topology
 
 _BLOCK = 1 << 17  # elements
 
@@ -41,3 +45,26 @@ def absolute_sum(value: Tensor, keep: int) -> Tensor:
         else:
             total += sums
     return total
+
+
+def incoming_means(topology: Topology, layer: Layer, read: Callable[[str], Tensor | None]) -> Tensor | None:
+    """(U,) mean |value| over each unit's incoming weights; ``read`` gives values by parameter name, or None.
+
+    The incoming weights of a head are its rows of queries, keys and values together.
+    """
+    if layer.members:
+        total: Tensor | float = 0.0
+        for name, units in layer.members:
+            member = topology.layers[name]
+            means = incoming_means(topology, member, read)
+            if means is None:
+                return None
+            total = total + means[torch.from_numpy(units).to(means.device)].sum(1) * member.fan_in
+        return torch.as_tensor(total) / sum(topology.layers[n].fan_in * u.shape[1] for n, u in layer.members)
+    values = read(layer.weight)
+    if values is None:
+        return None
+    sums = absolute_sum(values, layer.unit_dim)
+    return sums[torch.from_numpy(layer.rows).to(sums.device)] * (
+        values.shape[layer.unit_dim] / values.numel()
+    )

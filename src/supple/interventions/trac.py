@@ -105,9 +105,6 @@ class TRACHandle(Handle):
         """S of each optimizer now."""
         return [max(0.0, float(x)) for x in self.s.sum(1)]
 
-    def _index(self, optimizer: Optimizer) -> int:
-        return next(i for i, known in enumerate(self.optimizers) if known is optimizer)
-
     @torch.no_grad()
     def _before_step(self, optimizer: Optimizer) -> None:
         index = self._index(optimizer)

@@ -21,7 +21,7 @@ from supple.status import Mechanism
 @register
 @dataclass(frozen=True, kw_only=True)
 class WeightClipping(Intervention):
-    """θ ← clip(θ, −kappa · s, kappa · s) after every step, s = 1/√fan_in of the parameter's layer.
+    """θ ← clip(θ, −kappa · s, kappa · s) after every step, s = 1/√fan_in of the parameter's layer (RNN: 1/√hidden).
 
     1/√fan_in is the bound of PyTorch's uniform initialisation, of weights and of biases. Mechanism: weight growth.
     Cost: one clamp per parameter and step. Source: Elsayed, Lan, Lyle, Mahmood, "Weight clipping for deep continual
@@ -109,7 +109,9 @@ class WeightClipping(Intervention):
 
 
 def _fan_in(matrix: Matrix) -> int:
-    """As PyTorch's initialiser counts it: of a transposed convolution, by its output channels."""
+    """As PyTorch's initialiser counts it: a transposed convolution by its output channels, an RNN by its hidden size."""
+    if isinstance(matrix.module, nn.RNNBase | nn.RNNCellBase):
+        return int(matrix.module.hidden_size)
     if matrix.transposed:
         return matrix.module.get_parameter(matrix.attribute)[0].numel()
     return matrix.read().shape[-1]
@@ -133,7 +135,6 @@ class WeightClippingHandle(Handle):
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer) -> None:
-        index = next(i for i, known in enumerate(self.optimizers) if known is optimizer)
-        for name, parameter in self._held[index].items():
+        for name, parameter in self._held[self._index(optimizer)].items():
             if parameter.requires_grad:
                 parameter.clamp_(-self.bounds[name], self.bounds[name])

@@ -3,13 +3,15 @@ norm parameters belong to it, and what could not be resolved and why. Everything
 eager probe pass; nothing is guessed from the order in which modules were defined.
 """
 
-from supple.topology.graph import Coverage, Edge, Layer, LayerCoverage, Norm, Refusal, Topology
+from supple.topology.graph import Coverage, Edge, Heads, Layer, LayerCoverage, Norm, Refusal, Topology
+from supple.topology.heads import with_heads
 from supple.topology.inputs import batch_size, call, leaves, shrink
 from supple.topology.probe import trace, undisturbed
 
 __all__ = [
     "Coverage",
     "Edge",
+    "Heads",
     "Layer",
     "LayerCoverage",
     "Norm",
@@ -21,4 +23,5 @@ __all__ = [
     "shrink",
     "trace",
     "undisturbed",
+    "with_heads",
 ]

@@ -11,6 +11,7 @@ from torch import nn
 from supple.topology.coverage import cover
 from supple.topology.edges import build_edges, readings
 from supple.topology.graph import Edge, IntArray, Layer, Norm, Refusal, Topology
+from supple.topology.heads import find_heads
 from supple.topology.ids import FIRST, Kind
 from supple.topology.record import Affine, Site
 from supple.topology.shadow import Path
@@ -85,7 +86,19 @@ def assemble(tracer: Tracer, model: nn.Module) -> Topology:
         refusals=_refusals(tracer, parts),
         coverage=cover(tracer, model, layers),
         streams={k: tuple(v) for k, v in _by_stream(layers).items()},
+        heads=find_heads(tracer, _places(parts)),
     )
+
+
+def _places(parts: Parts) -> dict[tuple[int, int], tuple[str, int]]:
+    """(site, unit of the site) -> (layer, position in the layer)."""
+    out: dict[tuple[int, int], tuple[str, int]] = {}
+    for index in range(len(parts.sites)):
+        for part in parts.of(index):
+            name = parts.name(index, part)
+            units = parts.units(index, part).tolist()
+            out.update({(index, unit): (name, i) for i, unit in enumerate(units)})
+    return out
 
 
 def _suspects(tracer: Tracer) -> None:

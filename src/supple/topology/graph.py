@@ -74,6 +74,8 @@ class Layer:
     trainable: bool = True
     calls: int = 1  # times used in one forward pass
     lock: str | None = None  # why its weight may not be written: recomputed, or in a second role elsewhere
+    #: of a layer whose units are attention heads: the layers of queries, keys and values, (H, m) units of each
+    members: tuple[tuple[str, IntArray], ...] = ()
 
     @property
     def resettable(self) -> bool:
@@ -83,11 +85,15 @@ class Layer:
     @property
     def refusal_reason(self) -> str | None:
         """Why the units of this layer cannot be reset one by one, or None."""
+        return self.reset_refusal()
+
+    def reset_refusal(self, streams: bool = False) -> str | None:
+        """The same; with ``streams``, units of a residual stream count as resettable."""
         if self.output:
             return "its units are outputs of the network"
-        if self.stream is not None:
+        if self.stream is not None and not streams:
             return "its units live on a residual stream shared with other layers"
-        if self.qk_partner is not None:
+        if self.qk_partner is not None and not self.members:
             return "a query or key unit acts only through its partner"
         if self.kind == "embedding":
             return "an embedding has one row per token, not per unit"
@@ -96,6 +102,23 @@ class Layer:
         if not self.trainable:
             return "its weight is frozen"
         return self.lock
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The H heads of one attention, each a unit: row h of ``units[i]`` are its units in layer ``members[i]``.
+
+    ``members`` are the layers of queries, keys and values, in this order. ``reason`` says why the heads cannot
+    be told apart; then ``units`` is empty.
+    """
+
+    name: str
+    members: tuple[str, ...]
+    units: tuple[IntArray, ...] = ()
+    reason: str = ""
+
+    def __len__(self) -> int:
+        return len(self.units[0]) if self.units else 0
 
 
 @dataclass(frozen=True)
@@ -154,6 +177,7 @@ class Topology:
     refusals: tuple[Refusal, ...]
     coverage: Coverage
     streams: dict[int, tuple[str, ...]] = field(default_factory=dict)  # id -> layers that write it
+    heads: tuple[Heads, ...] = ()  # of every attention that was seen
 
     def consumers(self, layer: str) -> tuple[Edge, ...]:
         """Edges that read the units of ``layer``."""
@@ -163,11 +187,14 @@ class Topology:
         """Edges whose columns belong to ``layer``."""
         return tuple(e for e in self.edges if e.consumer == layer)
 
-    def reset_refusal(self, layer: str) -> str | None:
-        """Why units of ``layer`` may not be reset, or None: structure first, then unresolved places."""
+    def reset_refusal(self, layer: str, streams: bool = False) -> str | None:
+        """Why units of ``layer`` may not be reset, or None: structure first, then unresolved places.
+
+        With ``streams``, units on a residual stream may be: with all that reads the stream as consumers.
+        """
         found = self.layers[layer]
-        if found.refusal_reason:
-            return found.refusal_reason
+        if reason := found.reset_refusal(streams):
+            return reason
         for refusal in self.refusals:
             if refusal.layer in ("", layer):  # without a layer: it concerns all of them
                 return f"{refusal.reason} at {refusal.path or 'the model'} ({refusal.op})"
@@ -176,7 +203,7 @@ class Topology:
             return f"{found.units - len(covered)} of {found.units} units have no resolved consumer"
         for edge in self.consumers(layer):
             lock = self.layers[edge.consumer].lock
-            if not edge.exclusive:
+            if not edge.exclusive and found.stream is None:
                 return f"a column of {edge.consumer} reads these units together with others"
             if lock:
                 return f"its consumer {edge.consumer} cannot be written: {lock}"

@@ -82,6 +82,16 @@ class Affine:
     paths: Paths
 
 
+@dataclass
+class Attention:
+    """Scores of L heads: the ids of the channels that met, (L, K) each; and the ids (L, D) that they weighed."""
+
+    query: IntArray
+    key: IntArray
+    score: int  # the id that all of these scores carry
+    value: IntArray | None = None
+
+
 class Recorder:
     """All events of one trace."""
 
@@ -93,6 +103,7 @@ class Recorder:
         self.affine: list[Affine] = []
         self.pairs: list[tuple[IntArray, IntArray]] = []  # (query ids, key ids)
         self.values: list[IntArray] = []  # ids that attention weighed
+        self.attentions: list[Attention] = []
         self.refusals: dict[tuple[str, str, str, str], None] = {}
         self.suspects: list[tuple[str, str, str, Sources]] = []  # refusals whose layers are sites
 

@@ -6,7 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from supple.topology.graph import IntArray
 from supple.topology.ids import FIRST, Kind, squeeze_repeats
+from supple.topology.record import Attention
 from supple.topology.shadow import Paths
 from supple.topology.tracer import Operation, Tracer, rule
 
@@ -18,7 +20,14 @@ def score(tr: Tracer, query: Tensor, key: Tensor) -> Tensor:
     real = (pairs >= FIRST).all(axis=0)
     tr.record.pairs.append((pairs[0][real], pairs[1][real]))
     sources = tr.table.sources_of(pairs[:, real].reshape(-1).tolist())
-    return torch.tensor(tr.table.weak(Kind.SCORE, sources)).reshape(1, 1)
+    node = tr.table.weak(Kind.SCORE, sources)
+    tr.record.attentions.append(Attention(_by_head(a), _by_head(b), node))
+    return torch.tensor(node).reshape(1, 1)
+
+
+def _by_head(channels: Tensor) -> IntArray:
+    """(…, 1, K) -> (L, K): what stands before the channels counts heads (and samples, if these are merged)."""
+    return channels.reshape(-1, channels.shape[-1]).numpy().copy()
 
 
 def mix(
@@ -35,15 +44,20 @@ def mix(
     tr.record.suspect(
         tr.place, "a statistic of its units acts on others", op.name, statistics - tr.sources(right)
     )
-    scored = any(_is(tr, int(i), Kind.SCORE) for i in np.unique(weak.numpy()))
-    if scored:
-        _note_values(tr, values)
-    return values, tr.step(tr.paths(right), "attention" if scored else "mix")
+    scores = [int(i) for i in np.unique(weak.numpy()) if _is(tr, int(i), Kind.SCORE)]
+    if scores:
+        _note_values(tr, values, scores)
+    return values, tr.step(tr.paths(right), "attention" if scores else "mix")
 
 
-def _note_values(tr: Tracer, values: Tensor) -> None:
+def _note_values(tr: Tracer, values: Tensor, scores: list[int]) -> None:
     nodes = np.unique(values.numpy())
     tr.record.values.append(nodes[nodes >= FIRST])
+    by_head = _by_head(values)
+    for event in reversed(tr.record.attentions):  # the latest scores with this id
+        if event.score in scores and len(event.query) == len(by_head):
+            event.value = by_head
+            return
 
 
 def _is(tr: Tracer, node: int, kind: Kind) -> bool:
@@ -78,6 +92,6 @@ def fused_attention(tr: Tracer, op: Operation) -> None:
         tr.record.suspect(tr.place, "opaque operation: channels differ by position", op.name, sources)
         tr.shadows.write(out, torch.tensor(tr.table.opaque(sources)), {})
         return
-    score(tr, q, k.mT)
-    _note_values(tr, v)
+    node = score(tr, q, k.mT)
+    _note_values(tr, v, [int(node)])
     tr.shadows.write(out, v, tr.step(tr.paths(op["value"]), "attention"))
