@@ -109,7 +109,7 @@ class WeightClipping(Intervention):
 
 
 def _fan_in(matrix: Matrix) -> int:
-    """As PyTorch's initialiser counts it: a transposed convolution by its output channels, an RNN by its hidden size."""
+    """As PyTorch's initialiser counts: a transposed convolution by output channels, an RNN by its hidden size."""
     if isinstance(matrix.module, nn.RNNBase | nn.RNNCellBase):
         return int(matrix.module.hidden_size)
     if matrix.transposed:
