@@ -12,6 +12,7 @@ from torch import nn
 from supple.diagnose import forgetting as memory
 from supple.diagnose.architecture import Architecture
 from supple.diagnose.errors import sampling_errors
+from supple.diagnose.fitted import probability
 from supple.diagnose.identify import identify
 from supple.diagnose.locate import locate
 from supple.diagnose.panel import Panel
@@ -71,7 +72,7 @@ def run(
         looked = time.monotonic() - started
         loss = _step_zero(model, pair, loss_fn, checked, healthy, optimizer, forward, budget)
         forgot = _forgetting(model, rows, earlier, loss_fn, healthy, forward)
-        findings = (loss, forgot, *(_without_loss(f, loss) for f in identify(panel)))
+        findings = (loss, forgot, *(_how_sure(_without_loss(f, loss)) for f in identify(panel)))
         architecture = Architecture.of(seen.topology)
         sources = locate(findings, panel, architecture, rows)
     return DiagnosisReport(
@@ -182,6 +183,11 @@ def _without_loss(finding: Finding, loss: Finding) -> Finding:
         return finding
     reason = f"{finding.reason}; but it learns as well as its twin, so this does no harm yet"
     return dataclasses.replace(finding, status=Status.INCONCLUSIVE, reason=reason, advice="")
+
+
+def _how_sure(finding: Finding) -> Finding:
+    chance = probability(finding.mechanism, finding.status, finding.severity)
+    return finding if chance is None else dataclasses.replace(finding, probability=chance)
 
 
 def _meta(

@@ -99,7 +99,8 @@ class Finding:
     """A mechanism, how sure, how bad, where, on what evidence, and what follows.
 
     ``severity`` runs from 0 (as the twin) to 1 (nothing left) and is None where it was not measured;
-    ``reason`` says why the status is what it is.
+    ``reason`` says why the status is what it is. ``probability`` that the mechanism costs learning here: from
+    networks of the lab with this status and severity (`supple.diagnose.fitted`); None where there are none.
 
     >>> Finding(Mechanism.DEAD_UNITS, Status.NOT_MEASURED, reason="no reference").status
     <Status.NOT_MEASURED: 'not_measured'>
@@ -112,6 +113,7 @@ class Finding:
     evidence: tuple[Evidence, ...] = ()
     advice: str = ""
     reason: str = ""
+    probability: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         row = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "evidence"}

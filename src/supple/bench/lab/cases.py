@@ -1,83 +1,81 @@
-"""Which networks: families, shapes of the two halves, illnesses with a severity dial, healthy controls."""
+"""Which networks: families, shapes of the two halves, illnesses with a severity dial, wear, healthy controls."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import nn
 
-from supple.models import MLP, ConvNet, ResNet
+from supple.bench.lab.networks import Bf16, Factory, conv, mlp, resnet, sparse, transformer
 
 TRAIN, EVALUATION = "train", "evaluation"
-IMAGE = (1, 8, 8)
-
-
-class Images(nn.Module):
-    """A network of images that takes the rows of the digits."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.net(x.unflatten(1, IMAGE))
-
-
-def _mlp(widths: tuple[int, ...], activation: str = "relu", **options: Any) -> Callable[[], nn.Module]:
-    return lambda: MLP((64, *widths, 10), activation, **options)
-
-
-def _conv(widths: tuple[int, int], hidden: int) -> Callable[[], nn.Module]:
-    return lambda: Images(ConvNet(1, 8, 10, widths=widths, kernels=(3, 1), hidden=(hidden,)))
-
-
-def _resnet(widths: tuple[int, int], norm: bool) -> Callable[[], nn.Module]:
-    return lambda: Images(ResNet(widths, (1, 1), channels=1, norm=norm))
-
 
 #: family -> factory of each half; the halves share no shape
-FAMILIES: Mapping[str, Mapping[str, Callable[[], nn.Module]]] = {
-    "mlp": {TRAIN: _mlp((64, 64)), EVALUATION: _mlp((96, 48, 48))},
-    "mlp-leaky": {TRAIN: _mlp((64, 64), "leaky_relu"), EVALUATION: _mlp((80, 80), "leaky_relu")},
-    "mlp-layernorm": {TRAIN: _mlp((64, 64), norm=True), EVALUATION: _mlp((80, 56), norm=True)},
-    "mlp-tanh": {TRAIN: _mlp((64, 64), "tanh"), EVALUATION: _mlp((72, 72, 72), "tanh")},
-    "convnet": {TRAIN: _conv((16, 24), 48), EVALUATION: _conv((12, 32), 64)},
-    "resnet": {TRAIN: _resnet((12, 24), False), EVALUATION: _resnet((16, 32), False)},
-    "resnet-norm": {TRAIN: _resnet((12, 24), True), EVALUATION: _resnet((16, 32), True)},
+FAMILIES: Mapping[str, Mapping[str, Factory]] = {
+    "mlp": {TRAIN: mlp((64, 64)), EVALUATION: mlp((96, 48, 48))},
+    "mlp-leaky": {TRAIN: mlp((64, 64), "leaky_relu"), EVALUATION: mlp((80, 80), "leaky_relu")},
+    "mlp-layernorm": {TRAIN: mlp((64, 64), norm=True), EVALUATION: mlp((80, 56), norm=True)},
+    "mlp-tanh": {TRAIN: mlp((64, 64), "tanh"), EVALUATION: mlp((72, 72, 72), "tanh")},
+    "mlp-tanh-deep": {TRAIN: mlp((64,) * 5, "tanh"), EVALUATION: mlp((56,) * 6, "tanh")},
+    "convnet": {TRAIN: conv((12, 16), 48), EVALUATION: conv((10, 20), 64)},
+    "resnet": {TRAIN: resnet((8, 16), False), EVALUATION: resnet((10, 14), False)},
+    "resnet-norm": {TRAIN: resnet((8, 16), True), EVALUATION: resnet((10, 14), True)},
+    "transformer": {TRAIN: transformer(24, 48), EVALUATION: transformer(32, 40)},
 }
-#: healthy by design, MLPs only: wide, a bottleneck, another initialiser
-DESIGNS: Mapping[str, Mapping[str, Callable[[], nn.Module]]] = {
-    "wide": {TRAIN: _mlp((256, 256)), EVALUATION: _mlp((320, 192))},
-    "bottleneck": {TRAIN: _mlp((64, 12, 64)), EVALUATION: _mlp((96, 16, 48))},
-    "default-init": {TRAIN: _mlp((64, 64), init="default"), EVALUATION: _mlp((96, 48), init="default")},
+#: healthy by design, MLPs only
+DESIGNS: Mapping[str, Mapping[str, Factory]] = {
+    "wide": {TRAIN: mlp((256, 256)), EVALUATION: mlp((320, 192))},
+    "bottleneck": {TRAIN: mlp((64, 12, 64)), EVALUATION: mlp((96, 16, 48))},
+    "default-init": {TRAIN: mlp((64, 64), init="default"), EVALUATION: mlp((96, 48), init="default")},
+    "orthogonal-init": {TRAIN: mlp((64, 64), orthogonal=True), EVALUATION: mlp((96, 48), orthogonal=True)},
+    "sparse": {TRAIN: sparse((64, 64)), EVALUATION: sparse((96, 96))},
+    "bf16": {TRAIN: lambda: Bf16(mlp((64, 64))()), EVALUATION: lambda: Bf16(mlp((96, 48))())},
 }
+TANH = ("mlp-tanh", "mlp-tanh-deep")
+NO_DEAD_ZONE = ("mlp-leaky", *TANH, "transformer")  # the transformer's units are GELU
 #: illness -> severities, harmful ones mostly
 DIAL: Mapping[str, tuple[float, ...]] = {
-    "dead": (0.5, 0.8), "rank": (0.2, 0.5), "common": (4.0, 10.0), "grown": (4.0, 8.0), "cloned": (0.6, 0.9),
+    "dead": (0.5, 0.7, 0.85), "rank": (0.2, 0.35, 0.5), "common": (4.0, 7.0, 10.0), "ordered": (0.7, 0.5),
+    "grown": (4.0, 8.0), "cloned": (0.6, 0.9),
 }  # fmt: skip
-PAIRS = (("dead", "rank"), ("rank", "common"))
-NO_DEAD_ZONE = ("mlp-leaky", "mlp-tanh")
+PAIRS = (("dead", "rank"), ("rank", "common"), ("dead", "common"))
+#: recipe of wear -> families it is known to hurt, tasks of it
+WEAR: Mapping[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
+    "random-labels": (("mlp", "convnet"), (5, 10)),
+    "permuted": (("mlp", "mlp-layernorm", "resnet"), (30, 60)),
+    "decayed-pairs": (("mlp-leaky",), (10, 20)),
+}
+#: true tasks that a healthy network may have learned before; after several it has forgotten the first
+HISTORIES = (0, 1, 4)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One network: ``ills`` are (name, severity); none is a healthy control, ``tasks`` of training before it."""
+    """One network: ``ills`` are (name, severity); ``wear`` a recipe over ``tasks`` tasks; neither is a healthy
+    control with ``tasks`` of ordinary training before it."""
 
     half: str
     family: str
     design: str = ""
     ills: tuple[tuple[str, float], ...] = ()
+    wear: str = ""
     tasks: int = 0
     seed: int = 0
 
     @property
     def name(self) -> str:
-        ills = "+".join(f"{n}={s:g}" for n, s in self.ills) or ("trained" if self.tasks else "fresh")
-        return "/".join(p for p in (self.half, self.family, self.design, ills, str(self.seed)) if p)
+        built = "+".join(f"{n}={s:g}" for n, s in self.ills)
+        worn = f"{self.wear}-{self.tasks}" if self.wear else ""
+        trained = f"trained-{self.tasks}" if self.tasks else "fresh"
+        parts = (self.half, self.family, self.design, built or worn or trained, str(self.seed))
+        return "/".join(p for p in parts if p)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it was made as a control."""
+        return not self.ills and not self.wear
 
     @property
     def factory(self) -> Callable[[], nn.Module]:
@@ -97,9 +95,19 @@ class Size:
 
 PRESETS: Mapping[str, Size] = {
     "tiny": Size(1, 2, 1, 60, 0.5),
-    "small": Size(1, 3, 2, 120, 3.0),
+    "small": Size(1, 6, 3, 150, 4.0),
+    "day": Size(4, 12, 4, 200, 8.0),
     "paper": Size(8, 20, 5, 300, 30.0),
 }
+
+
+def suits(ill: str, family: str) -> bool:
+    """Whether a family can have an illness: no dead units without a dead zone, ordered phase with tanh only."""
+    if ill == "dead":
+        return family not in NO_DEAD_ZONE
+    if ill == "ordered":
+        return family == "mlp-tanh-deep"
+    return not (ill in ("common", "grown") and family in TANH)  # there both are saturation
 
 
 def cases(preset: str, half: str) -> list[Case]:
@@ -111,20 +119,16 @@ def cases(preset: str, half: str) -> list[Case]:
     found: list[Case] = []
     for number in range(PRESETS[preset].seeds):
         seed = number if half == TRAIN else 1000 + number
-        found += [Case(half, f, tasks=t, seed=seed) for t in (0, 1) for f in FAMILIES]
-        found += [Case(half, "mlp", d, seed=seed) for d in DESIGNS]
+        found += [Case(half, f, tasks=t, seed=seed) for t in HISTORIES for f in FAMILIES]
+        found += [Case(half, "mlp", d, tasks=t, seed=seed) for t in HISTORIES[:2] for d in DESIGNS]
         for ill, dial in DIAL.items():
-            found += [
-                Case(half, f, ills=((ill, s),), seed=seed)
-                for s in reversed(dial)
-                for f in FAMILIES
-                if not (ill == "dead" and f in NO_DEAD_ZONE)
-            ]
+            fit = [f for f in FAMILIES if suits(ill, f)]
+            found += [Case(half, f, ills=((ill, s),), seed=seed) for s in dial for f in fit]
         mild = {name: dial[0] for name, dial in DIAL.items()}
-        found += [
-            Case(half, f, ills=tuple((i, mild[i]) for i in pair), seed=seed)
-            for pair in PAIRS
-            for f in FAMILIES
-            if not ("dead" in pair and f in NO_DEAD_ZONE)
-        ]
+        for pair in PAIRS:
+            fit = [f for f in FAMILIES if all(suits(i, f) for i in pair)]
+            found += [Case(half, f, ills=tuple((i, mild[i]) for i in pair), seed=seed) for f in fit]
+        found += [Case(half, f, ills=(("saturated", s),), seed=seed) for s in (4.0, 8.0) for f in TANH]
+        for wear, (families, lengths) in WEAR.items():
+            found += [Case(half, f, wear=wear, tasks=t, seed=seed) for f in families for t in lengths]
     return sorted(found, key=lambda c: zlib.crc32(c.name.encode()))

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from supple.bench.lab.cases import EVALUATION, PRESETS, TRAIN, Case, Size, cases
 from supple.bench.lab.ills import hurt_
 from supple.bench.lab.score import summary
-from supple.bench.lab.truth import Bench
+from supple.bench.lab.truth import RATE, Bench
+from supple.bench.lab.wear import train_
 from supple.bench.networks import keyed
 from supple.diagnose.run import run as diagnose
 from supple.diagnose.types import plain
@@ -36,12 +37,7 @@ def network(case: Case, lab: Bench) -> nn.Module:
     """The network of a case: fresh from its key, trained where told, then made ill."""
     net = keyed(case.factory, case.seed, "lab", case.name)
     order = generator(case.seed, "lab-order", case.name)
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
-    for _ in range(case.tasks * 100):
-        index = torch.randint(len(lab.x), (32,), generator=order)
-        optimizer.zero_grad()
-        F.cross_entropy(net(lab.x[index]), lab.y[index]).backward()
-        optimizer.step()
+    train_(net, case.wear or "ordinary", case.tasks, lab.x, lab.y, order)
     for ill, severity in case.ills:
         hurt_(net, ill, severity)
     return net
@@ -53,20 +49,21 @@ def judge(case: Case, lab: Bench) -> dict[str, Any]:
     truth = lab.truth(net, case)
     report = diagnose(
         net, (lab.x, lab.y), F.cross_entropy, reference=case.factory, budget=lab.size.budget,
-        optimizer=torch.optim.Adam(net.parameters(), lr=1e-3),
+        optimizer=torch.optim.Adam(net.parameters(), lr=RATE),
     )  # fmt: skip
     verdicts = {
         str(f.mechanism): {
             "status": str(f.status),
             "severity": f.severity,
+            "probability": f.probability,
             "reason": f.reason,
             "evidence": {f"{e.name}@{e.layer}": [e.value, e.reference] for e in f.evidence if e.decides},
         }
         for f in report.findings
     }
     built = [[i, s] for i, s in case.ills]
-    return {"case": case.name, "half": case.half, "family": case.family, "built": built, **truth,
-            "verdicts": verdicts}  # fmt: skip
+    return {"case": case.name, "half": case.half, "family": case.family, "built": built, "worn": case.wear,
+            "healthy_by_design": case.healthy, **truth, "verdicts": verdicts}  # fmt: skip
 
 
 def run_lab(

@@ -33,7 +33,7 @@ def _share(hits: Iterable[bool]) -> dict[str, Any]:
     return {"hits": sum(found), "n": len(found), "lo": lo, "hi": hi}
 
 
-def _claims(row: Row, mechanism: str) -> bool:
+def claims(row: Row, mechanism: str) -> bool:
     return row["verdicts"][mechanism]["status"] == "present"
 
 
@@ -57,16 +57,16 @@ def _scores(rows: Sequence[Row]) -> dict[str, Any]:
         ill = [r for r in rows if m in r["present"] and r["loss"] >= HARMFUL]
         well = [r for r in rows if m not in r["present"]]
         found[m] = {
-            "sensitivity": _share(_claims(r, m) for r in ill),
-            "specificity": _share(not _claims(r, m) for r in well),
+            "sensitivity": _share(claims(r, m) for r in ill),
+            "specificity": _share(not claims(r, m) for r in well),
         }
-    controls = [r for r in rows if not r["built"] and r["loss"] < LOST]
+    controls = [r for r in rows if r["healthy_by_design"] and r["loss"] < LOST]
     judged = [r for r in rows if r["loss"] >= LOST or r["loss"] < NOT_LOST]
-    found["false alarms on healthy"] = _share(any(_claims(r, m) for m in THREE) for r in controls)
-    found["step 0"] = _share(_claims(r, "plasticity_loss") == (r["loss"] >= LOST) for r in judged)
+    found["false alarms on healthy"] = _share(any(claims(r, m) for m in THREE) for r in controls)
+    found["step 0"] = _share(claims(r, "plasticity_loss") == (r["loss"] >= LOST) for r in judged)
     two = [r for r in rows if len(set(r["present"]) & set(THREE)) > 1 and r["loss"] >= HARMFUL]
     found["two at once, both found"] = _share(
-        all(_claims(r, m) for m in THREE if m in r["present"]) for r in two
+        all(claims(r, m) for m in THREE if m in r["present"]) for r in two
     )
     return found
 
@@ -76,7 +76,7 @@ def _wrong(row: Row) -> dict[str, Any]:
         "case": row["case"],
         "loss": row["loss"],
         "true": [m for m in THREE if m in row["present"]],
-        "found": [m for m in THREE if _claims(row, m)],
+        "found": [m for m in THREE if claims(row, m)],
     }
 
 
