@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from supple.bench.lab import PRESETS, cases, run_lab, summary, wilson
+from supple.bench.lab import PRESETS, cases, run_lab, summary
 from supple.bench.lab.cases import EVALUATION, FAMILIES, TRAIN, suits
 from supple.bench.lab.ills import bias, gates, hurt_, repair_, signals, weight
 from supple.bench.lab.run import RECORDS, bench
 from supple.bench.networks import keyed
+from supple.bench.statistics import wilson
 from supple.cli.main import main
 from supple.errors import InputError
 from supple.functional import effective_rank, singular_values
@@ -103,7 +104,7 @@ def test_wilson_bounds_solve_the_score_equation(hits: int, n: int) -> None:
 def test_run_resumes_after_a_cut_line_and_reports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wanted = [c for c in cases("tiny", TRAIN) if c.name in ("train/mlp/fresh/0", "train/mlp/dead=0.8/0")]
+    wanted = [c for c in cases("tiny", TRAIN) if c.name in ("train/mlp/fresh/0", "train/mlp/dead=0.85/0")]
     monkeypatch.setattr("supple.bench.lab.run.cases", lambda preset, half: wanted)
     run_lab(tmp_path, "tiny", (TRAIN,), limit=1)
     whole = (tmp_path / RECORDS).read_text()

@@ -158,6 +158,22 @@ def bootstrap(
     return Estimate(statistic(x), float(lo), float(hi), len(table))
 
 
+def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """95 % score interval of a share: (p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n). NaN for n = 0.
+
+    Wilson 1927.
+
+    >>> [round(v, 3) for v in wilson(9, 10)]
+    [0.596, 0.982]
+    """
+    if n == 0:
+        return math.nan, math.nan
+    p, square = hits / n, z * z / n
+    half = z * math.sqrt(p * (1 - p) / n + square / (4 * n))
+    low, high = ((p + square / 2 + side) / (1 + square) for side in (-half, half))
+    return max(0.0, low), min(1.0, high)  # rounding leaves [0, 1] at no hit and at all of them
+
+
 # -- two samples --------------------------------------------------------------------------------
 def paired(a: Values, b: Values, level: float = 0.95, seed: int = 0) -> Paired:
     """``a - b`` over seeds in the same order: mean difference with t interval, two-sided sign-flip p value.

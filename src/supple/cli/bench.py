@@ -22,6 +22,7 @@ class BenchList:
     """Write the list as JSON to this file, or to stdout with -."""
 
     def run(self) -> int:
+        from supple.bench.experiments import EXPERIMENTS
         from supple.bench.methods import METHODS
         from supple.bench.protocols import PROTOCOLS
         from supple.bench.studies import STUDIES
@@ -35,6 +36,9 @@ class BenchList:
             say("studies (several protocols, their own methods)")
             for name, study in STUDIES.items():
                 say(f"  {name:<22} {study.description}; presets: {', '.join(study.presets)}")
+            say("experiments (their own cases, one after the other)")
+            for name, experiment in EXPERIMENTS.items():
+                say(f"  {name:<22} {experiment.description}; presets: {', '.join(experiment.presets)}")
             say("methods")
             for name, method in METHODS.items():
                 say(f"  {name:<22} {method.title}")
@@ -45,6 +49,9 @@ class BenchList:
             },
             "studies": {
                 n: {"description": s.description, "presets": list(s.presets)} for n, s in STUDIES.items()
+            },
+            "experiments": {
+                n: {"description": e.description, "presets": list(e.presets)} for n, e in EXPERIMENTS.items()
             },
             "methods": {n: m.title for n, m in METHODS.items()},
         }
@@ -57,7 +64,7 @@ class BenchRun:
     """Run methods and seeds of one protocol, or a study, in processes; what is finished already is not run again."""
 
     protocol: str
-    """A protocol or a study: a name from `supple bench list`; or lab: is a diagnosis right?"""
+    """A protocol, a study or an experiment: a name from `supple bench list`."""
     methods: str | None = None
     """Names separated by commas, or all (default: plain,fresh,regrama; a study has its own)."""
     seeds: int = 3
@@ -86,8 +93,10 @@ class BenchRun:
 
     def run(self) -> int:
         from supple.bench import grid, protocols, with_engine
+        from supple.bench.experiments import EXPERIMENTS
         from supple.bench.methods import METHODS
         from supple.bench.studies import STUDIES
+        from supple.cli.experiments import run_experiment
         from supple.cli.train import train
 
         check_target(self.json)
@@ -95,12 +104,12 @@ class BenchRun:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name} must be at least 1", found=value)
-        if self.protocol == "lab":
-            return self._lab()
-        if self.data is not None:
-            os.environ["SUPPLE_DATA"] = str(self.data)  # the workers inherit it
+        if self.protocol in EXPERIMENTS:
+            return run_experiment(EXPERIMENTS[self.protocol], self)
         if self.protocol in STUDIES:
             return self._study(STUDIES[self.protocol])
+        if self.data is not None:
+            os.environ["SUPPLE_DATA"] = str(self.data)  # the workers inherit it
         changed = {k: v for k in ("tasks", "optimizer") if (v := getattr(self, k)) is not None}
         protocol = protocols.create(self.protocol, self.preset or "demo", iid=self.iid, **changed)
         protocol.check()
@@ -114,27 +123,6 @@ class BenchRun:
         train(self.protocol, with_engine(specs, self.engine), self.out, self.workers)
         return show(self.out, self.json)
 
-    def _lab(self) -> int:
-        from supple.bench.lab import run_lab
-        from supple.cli.console import note
-
-        preset = self.preset or "small"
-        own = {
-            "--methods": self.methods is not None,
-            "--measure-every": self.measure_every is not None,
-            "--workers": self.workers is not None,
-            "--seeds": self.seeds != 3,
-            "--engine": self.engine != "auto",
-            "--tasks": self.tasks is not None,
-            "--optimizer": self.optimizer is not None,
-            "--data": self.data is not None,
-        }
-        if given := [flag for flag, set_ in own.items() if set_]:
-            raise InputError(f"the lab has its own cases, in one process; it takes no {given[0]}")
-        folder = self.out / "lab" / preset
-        run_lab(folder, preset, say=note)
-        return show_lab(folder, self.json)
-
     def _study(self, study: type[Study]) -> int:
         from supple.bench import with_engine
         from supple.cli.console import emit_json, say
@@ -146,6 +134,7 @@ class BenchRun:
             "--tasks": self.tasks,
             "--optimizer": self.optimizer,
             "--iid": self.iid or None,
+            "--data": self.data,
         }
         if given := [flag for flag, value in own.items() if value is not None]:
             raise InputError(
@@ -178,16 +167,20 @@ class BenchReport:
 
     def run(self) -> int:
         from supple.bench import collect
+        from supple.bench.experiments import of_folder
         from supple.cli.console import note, write_text
+        from supple.cli.experiments import show_experiment
 
         check_target(self.json)
         check_target(self.csv)
         if not self.folder.is_dir():
             raise InputError("there is no such folder", where=str(self.folder))
-        if (self.folder / "lab.jsonl").is_file():
+        if experiment := of_folder(self.folder):
             if self.csv is not None:
-                raise InputError("the lab has no CSV table", where=str(self.folder), do="use --json")
-            return show_lab(self.folder, self.json)
+                raise InputError(
+                    f"{experiment.name} has no CSV table", where=str(self.folder), do="use --json"
+                )
+            return show_experiment(experiment, self.folder, self.json)
         if self.csv is not None:
             note(f"wrote {write_text(self.csv, collect(self.folder).to_csv())}")
         return show(self.folder, self.json)
@@ -202,19 +195,4 @@ def show(folder: Path, json: Path | None) -> int:
     if str(json) != "-":
         say(str(summary))
     emit_json({"rows": summary.to_dicts(), "left_out": summary.left_out}, json)
-    return 0
-
-
-def show_lab(folder: Path, json: Path | None) -> int:
-    """Print how the verdicts of each half of the lab stand against the truth, and write it."""
-    from supple.bench.lab import render
-    from supple.bench.lab.run import halves
-    from supple.cli.console import emit_json, say
-    from supple.diagnose.types import plain
-
-    found = halves(folder)
-    if str(json) != "-":
-        for half, answer in found.items():
-            say(f"{half} half\n{render(answer)}\n")
-    emit_json(plain(found), json)
     return 0

@@ -48,6 +48,7 @@ def parse(argv: Sequence[str] | None) -> Any:
     from supple.cli.bench import BenchList, BenchReport, BenchRun
     from supple.cli.demo import Demo
     from supple.cli.diagnose import Diagnose
+    from supple.cli.experiments import BenchFit
     from supple.cli.report import Report
     from supple.cli.scan import Scan
 
@@ -56,12 +57,13 @@ def parse(argv: Sequence[str] | None) -> Any:
         Annotated[BenchList, sub("list")]
         | Annotated[positional[BenchRun], sub("run")]
         | Annotated[positional[BenchReport], sub("report")]
+        | Annotated[positional[BenchFit], sub("fit")]
     )
     commands = (
         Annotated[Demo, sub("demo")]
         | Annotated[Diagnose, sub("diagnose")]
         | Annotated[positional[Scan], sub("scan")]
-        | Annotated[bench, sub("bench", description="Compare methods on protocols: list, run, report.")]
+        | Annotated[bench, sub("bench", description="Compare methods on protocols: list, run, report, fit.")]
         | Annotated[positional[Report], sub("report")]
     )
     return tyro.cli(

@@ -10,12 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from supple.bench.lab.cases import TRAIN
+from supple.bench.lab.run import read
 from supple.bench.lab.score import HARMFUL, THREE
+from supple.errors import InputError
 
 Row = dict[str, Any]
 Array = npt.NDArray[np.float64]
@@ -106,30 +111,22 @@ def fit(rows: Sequence[Row]) -> dict[str, Any]:
     return {"cases": len(known), "thresholds": thresholds(known), "probability": probabilities(known)}
 
 
-def calibration(rows: Sequence[Row], bins: int = 5) -> list[dict[str, float]]:
-    """Claimed probability against the share that is true, in equal bins, over the three mechanisms."""
-    pairs = [
-        (float(p), mechanism in r["present"])
-        for r in rows
-        for mechanism in THREE
-        if (p := r["verdicts"][mechanism].get("probability")) is not None
-    ]
-    table = []
-    for i in range(bins):
-        lo, hi = i / bins, (i + 1) / bins
-        mine = [(p, t) for p, t in pairs if lo <= p < hi or (i == bins - 1 and p == 1.0)]
-        if mine:
-            claimed, true = (float(np.mean(v)) for v in zip(*mine, strict=True))
-            table.append({"lo": lo, "hi": hi, "n": len(mine), "claimed": claimed, "true": true})
-    return table
+def of_folder(folder: Path) -> dict[str, Any]:
+    """The fit of a lab folder, with where it comes from.
 
-
-def brier(rows: Sequence[Row]) -> float:
-    """Mean squared distance of probability and truth (Brier 1950); 0 is perfect, NaN without a probability."""
-    squares = [
-        (float(p) - (mechanism in r["present"])) ** 2
-        for r in rows
-        for mechanism in THREE
-        if (p := r["verdicts"][mechanism].get("probability")) is not None
-    ]
-    return float(np.mean(squares)) if squares else math.nan
+    Raises:
+        InputError: a folder without records of the training half.
+    """
+    rows = [r for r in read(folder) if r["half"] == TRAIN]
+    if not rows:
+        raise InputError(
+            "there are no records of the training half here",
+            where=str(folder),
+            do="run the lab first: supple bench run lab",
+        )
+    provenance = {
+        "command": f"supple bench run lab --preset {folder.name}; supple bench fit FOLDER --json FILE",
+        "half": TRAIN,
+        "torch": torch.__version__,
+    }
+    return {"provenance": provenance, **fit(rows)}

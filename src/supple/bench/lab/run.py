@@ -99,8 +99,12 @@ def run_lab(
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The records of a folder; a last line that was cut off is dropped from the file."""
-    path = folder / RECORDS
+    """The records of a folder."""
+    return lines(folder / RECORDS)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a file; a last line that was cut off is dropped from it."""
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8")

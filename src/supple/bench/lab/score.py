@@ -4,27 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from statistics import fmean
 from typing import Any
+
+from supple.bench.statistics import wilson
 
 THREE = ("dead_units", "rank_collapse", "ntk_degeneration")
 HARMFUL, LOST, NOT_LOST = 0.25, 0.10, 0.03
 Row = dict[str, Any]
-
-
-def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """95 % score interval of a share: (p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n). NaN for n = 0.
-
-    Wilson 1927.
-
-    >>> [round(v, 3) for v in wilson(9, 10)]
-    [0.596, 0.982]
-    """
-    if n == 0:
-        return math.nan, math.nan
-    p, square = hits / n, z * z / n
-    half = z * math.sqrt(p * (1 - p) / n + square / (4 * n))
-    low, high = ((p + square / 2 + side) / (1 + square) for side in (-half, half))
-    return max(0.0, low), min(1.0, high)  # rounding leaves [0, 1] at no hit and at all of them
 
 
 def _share(hits: Iterable[bool]) -> dict[str, Any]:
@@ -47,6 +34,8 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
         "all": _scores(known),
         "families": {f: _scores([r for r in known if r["family"] == f]) for f in families},
         "confusion": _confusion(known),
+        "calibration": calibration(known),
+        "brier": brier(known),
         "wrong": [_wrong(r) for r in known if _wrong(r)["found"] != _wrong(r)["true"]],
     }
 
@@ -69,6 +58,35 @@ def _scores(rows: Sequence[Row]) -> dict[str, Any]:
         all(claims(r, m) for m in THREE if m in r["present"]) for r in two
     )
     return found
+
+
+def calibration(rows: Sequence[Row], bins: int = 5) -> list[dict[str, float]]:
+    """Claimed probability against the share that is true, in equal bins, over the three mechanisms."""
+    pairs = [
+        (float(p), mechanism in r["present"])
+        for r in rows
+        for mechanism in THREE
+        if (p := r["verdicts"][mechanism].get("probability")) is not None
+    ]
+    table = []
+    for i in range(bins):
+        lo, hi = i / bins, (i + 1) / bins
+        mine = [(p, t) for p, t in pairs if lo <= p < hi or (i == bins - 1 and p == 1.0)]
+        if mine:
+            claimed, true = (fmean(v) for v in zip(*mine, strict=True))
+            table.append({"lo": lo, "hi": hi, "n": len(mine), "claimed": claimed, "true": true})
+    return table
+
+
+def brier(rows: Sequence[Row]) -> float:
+    """Mean squared distance of probability and truth (Brier 1950); 0 is perfect, NaN without a probability."""
+    squares = [
+        (float(p) - (mechanism in r["present"])) ** 2
+        for r in rows
+        for mechanism in THREE
+        if (p := r["verdicts"][mechanism].get("probability")) is not None
+    ]
+    return fmean(squares) if squares else math.nan
 
 
 def _wrong(row: Row) -> dict[str, Any]:
@@ -110,6 +128,13 @@ def render(found: dict[str, Any]) -> str:
             lines.append(f"| {m}, {kind} | " + " | ".join(_text(c[m][kind]) for c in columns) + " |")
     for key in ("false alarms on healthy", "two at once, both found", "step 0"):
         lines.append(f"| {key} | " + " | ".join(_text(c[key]) for c in columns) + " |")
+    if found["calibration"]:
+        lines += ["", f"Brier score of the probabilities: {found['brier']:.3f}.", ""]
+        lines += ["| claimed probability | mechanisms | mean claimed | true |", "|---|---|---|---|"]
+        lines += [
+            f"| {b['lo']:.1f} to {b['hi']:.1f} | {b['n']} | {b['claimed']:.2f} | {b['true']:.2f} |"
+            for b in found["calibration"]
+        ]
     lines += ["", "| true -> found | networks |", "|---|---|"]
     lines += [f"| {k} | {v} |" for k, v in found["confusion"].items()]
     if found["wrong"]:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 from supple.bench.spec import RunSpec
 from supple.bench.studies.grama_vs_dormant import GramaVsDormant
+from supple.bench.studies.predicts import Predicts
 
 
 class Study(Protocol):
@@ -28,6 +29,6 @@ class Study(Protocol):
         ...
 
 
-STUDIES: dict[str, type[Study]] = {study.name: study for study in (GramaVsDormant,)}
+STUDIES: dict[str, type[Study]] = {study.name: study for study in (GramaVsDormant, Predicts)}
 
-__all__ = ["STUDIES", "GramaVsDormant", "Study"]
+__all__ = ["STUDIES", "GramaVsDormant", "Predicts", "Study"]

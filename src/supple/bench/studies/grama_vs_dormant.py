@@ -6,7 +6,6 @@ GraMa agree; in residual and diffusion networks GraMa finds two to three times a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,9 +17,11 @@ from supple.bench import protocols
 from supple.bench.rows import curve
 from supple.bench.spec import RunSpec
 from supple.bench.statistics import Estimate, Paired, final_tenth, mean, paired
-from supple.errors import InputError, StoreError
+from supple.bench.studies.base import finished, short
+from supple.diagnose.types import plain
+from supple.errors import InputError
 from supple.records import Records
-from supple.store import StoredRun, load
+from supple.store import StoredRun
 
 #: network -> protocol that wears it
 WEAR = {"MLP": "class-sequence", "ResNet-8": "class-sequence-resnet", "U-Net": "image-domains"}
@@ -105,7 +106,7 @@ class GramaVsDormant:
         comparisons, layers, repairs = [], [], []
         seeds = 0
         for network, protocol in WEAR.items():
-            runs = {method: _finished(Path(root) / protocol / method) for method in METHODS}
+            runs = {method: finished(Path(root) / protocol / method) for method in METHODS}
             if len({tuple(found) for found in runs.values()}) > 1:
                 raise InputError(
                     "the methods of one protocol must have the same seeds",
@@ -121,8 +122,7 @@ class GramaVsDormant:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types; what one run has no interval for is None."""
-        plain: dict[str, Any] = _without_nan(asdict(self))
-        return plain
+        return dict(plain(asdict(self)))
 
     def __str__(self) -> str:
         lines = [f"inactive units of worn networks, {self.seeds} seeds", ""]
@@ -131,42 +131,15 @@ class GramaVsDormant:
             form.format("network", "tau", "dormant", "GraMa", "ratio", "GraMa only", "dormant only").rstrip()
         )
         for c in self.comparisons:
-            cells = [_short(x) for x in (c.dormant, c.grama, c.ratio, c.missed, c.extra)]
+            cells = [short(x) for x in (c.dormant, c.grama, c.ratio, c.missed, c.extra)]
             lines.append(form.format(c.network, f"{c.tau:g}", *cells).rstrip())
         lines += ["", "repairs: level over the last tenth of the tasks", ""]
         form = "{:<10} {:<9} " + "{:<22} " * (len(METHODS) + 1)
         lines.append(form.format("network", "metric", *METHODS, "regrama - redo").rstrip())
         for r in self.repairs:
-            cells = [_short(r.levels[m]) for m in METHODS]
-            lines.append(form.format(r.network, r.metric, *cells, _short(r.gain.difference)).rstrip())
+            cells = [short(r.levels[m]) for m in METHODS]
+            lines.append(form.format(r.network, r.metric, *cells, short(r.gain.difference)).rstrip())
         return "\n".join(lines)
-
-
-def _without_nan(item: Any) -> Any:
-    if isinstance(item, dict):
-        return {k: _without_nan(v) for k, v in item.items()}
-    if isinstance(item, list | tuple):
-        return [_without_nan(v) for v in item]
-    return None if isinstance(item, float) and math.isnan(item) else item
-
-
-def _short(e: Estimate | None) -> str:
-    if e is None:
-        return "too few to tell"
-    return f"{e.value:.3f}" + ("" if e.samples < 2 else f" [{e.lo:.3f}, {e.hi:.3f}]")
-
-
-def _finished(folder: Path) -> dict[int, StoredRun]:
-    """Seed -> run of one method."""
-    found = {}
-    for path in sorted(folder.glob("seed-*")):
-        run = load(path)
-        if not run.done:
-            raise StoreError("this run is not finished", where=str(path), do="start the command again")
-        found[run.manifest["run"]["seed"]] = run
-    if not found:
-        raise StoreError("there are no runs here", where=str(folder))
-    return dict(sorted(found.items()))
 
 
 def _last(records: Records, instrument: str, variant: str) -> Records:

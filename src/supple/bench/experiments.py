@@ -1,0 +1,54 @@
+"""Experiments that are no run list: each judges its cases one after the other and goes on where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from supple.bench import lab
+from supple.bench.lab import matrix
+from supple.errors import InputError
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """``run(folder, preset, say)`` computes what ``folder`` has not; ``answer(folder)`` is (text, plain types)."""
+
+    name: str
+    description: str
+    presets: tuple[str, ...]
+    records: str  # name of the file of records, by which a folder is known
+    run: Callable[..., Any]
+    answer: Callable[[Path], tuple[str, dict[str, Any]]]
+
+
+def _lab_answer(folder: Path) -> tuple[str, dict[str, Any]]:
+    found = lab.halves(folder)
+    return "\n\n".join(f"{half} half\n{lab.render(part)}" for half, part in found.items()), found
+
+
+def _matrix_answer(folder: Path) -> tuple[str, dict[str, Any]]:
+    rows = matrix.read(folder)
+    if not rows:
+        raise InputError("there are no records here", where=str(folder))
+    return matrix.render(rows), {"records": rows}
+
+
+_ALL: Sequence[Experiment] = (
+    Experiment(
+        "lab", "is a diagnosis right? networks of known illness, the truth by learning and repair",
+        tuple(lab.PRESETS), lab.RECORDS, lab.run_lab, _lab_answer,
+    ),
+    Experiment(
+        "matrix", "which remedy gives back what? mechanisms, built and worn, against interventions",
+        tuple(matrix.LENGTHS), matrix.RECORDS, matrix.run_matrix, _matrix_answer,
+    ),
+)  # fmt: skip
+EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in _ALL}
+
+
+def of_folder(folder: Path) -> Experiment | None:
+    """The experiment whose records lie in a folder."""
+    return next((e for e in _ALL if (folder / e.records).is_file()), None)

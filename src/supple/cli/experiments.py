@@ -1,0 +1,74 @@
+"""`supple bench run lab | matrix`, their reports, and `supple bench fit`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from supple.cli.diagnose import check_target
+from supple.errors import InputError
+
+if TYPE_CHECKING:
+    from supple.bench.experiments import Experiment
+    from supple.cli.bench import BenchRun
+
+
+def run_experiment(experiment: Experiment, asked: BenchRun) -> int:
+    """Compute what the folder has not, and show the answer; options that do nothing here are refused."""
+    from supple.cli.console import note
+
+    own = {
+        "--methods": asked.methods is not None,
+        "--measure-every": asked.measure_every is not None,
+        "--workers": asked.workers is not None,
+        "--seeds": asked.seeds != 3,
+        "--engine": asked.engine != "auto",
+        "--tasks": asked.tasks is not None,
+        "--optimizer": asked.optimizer is not None,
+        "--data": asked.data is not None,
+        "--iid": asked.iid,
+    }
+    if given := [flag for flag, set_ in own.items() if set_]:
+        raise InputError(f"{experiment.name} has its own cases, in one process; it takes no {given[0]}")
+    preset = asked.preset or "small"
+    folder = asked.out / experiment.name / preset
+    experiment.run(folder, preset, say=note)
+    return show_experiment(experiment, folder, asked.json)
+
+
+def show_experiment(experiment: Experiment, folder: Path, json: Path | None) -> int:
+    """Print what the records of an experiment say, and write it."""
+    from supple.cli.console import emit_json, say
+    from supple.diagnose.types import plain
+
+    text, found = experiment.answer(folder)
+    if str(json) != "-":
+        say(text)
+    emit_json(plain(found), json)
+    return 0
+
+
+@dataclass(frozen=True)
+class BenchFit:
+    """Fit the thresholds and probabilities of a diagnosis on the training half of a lab folder."""
+
+    folder: Path
+    """A folder of `supple bench run lab`."""
+    json: Path | None = None
+    """Write the fit to this file, or to stdout with -; the package reads src/supple/diagnose/fitted.json."""
+
+    def run(self) -> int:
+        from supple.bench.lab.fit import of_folder as fitted
+        from supple.cli.console import emit_json, say
+
+        check_target(self.json)
+        found = fitted(self.folder)
+        if str(self.json) != "-":
+            for name, value in found["thresholds"].items():
+                say(
+                    f"{name}: {value['value']:.3f}, sensitivity {value['sensitivity']:.2f} of {value['ill']}, "
+                    f"specificity {value['specificity']:.2f} of {value['well']}"
+                )
+        emit_json(found, self.json)
+        return 0
