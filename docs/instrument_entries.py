@@ -89,6 +89,7 @@ ENTRIES: dict[str, Entry] = {
     "saturated": Entry(
         "share of units with |tanh| > 0.9, or a sigmoid outside [0.01, 0.99], on ≥ 95 % of N × P", "[0, 1]",
         NO_VALUES + "; another activation", "threshold of the continual-backpropagation code",
+        variants={"": "", "responses": "share of all N × P × U responses instead"},
         function="saturation_scores",
     ),
     "cloned": Entry(

@@ -70,6 +70,7 @@ def _row(
     verdicts = {n: {"status": "present" if n in claimed else "absent"} for n in names}
     return {
         "case": family, "half": EVALUATION, "family": family, "loss": loss, "present": present,
+        "own": 1 - loss, "healthy": 1.0, "repairs": {},
         "built": [["dead", 0.5]] if built else [], "healthy_by_design": not built, "verdicts": verdicts,
     }  # fmt: skip
 

@@ -21,6 +21,7 @@ from supple.records import Record, Records
 from supple.status import Mechanism, Status
 
 THREE = ("dead_units", "rank_collapse", "ntk_degeneration")
+NAMES = {"dead_units": "dead", "rank_collapse": "rank", "ntk_degeneration": "common"}
 
 
 # -- matrix -----------------------------------------------------------------------------------------
@@ -81,6 +82,9 @@ def _row(present: list[str], loss: float = 0.5, **severity: float) -> dict[str, 
         for m in THREE
     }
     return {
+        "own": 1 - loss,
+        "healthy": 1.0,
+        "repairs": {NAMES[m]: 1.0 for m in present},
         "case": "c",
         "half": "train",
         "family": "a",
@@ -126,8 +130,9 @@ def test_calibration_and_brier_of_hand_made_rows() -> None:
 def test_a_fit_needs_the_training_half(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match="training half"):
         of_folder(tmp_path)
-    rows = [_row(["dead_units"], dead_units=0.7), _row([], 0.0)]
-    (tmp_path / "lab.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    rows = [{**_row(["dead_units"], dead_units=0.7), "case": "a"}, {**_row([], 0.0), "case": "b"}]
+    for name in ("lab.jsonl", "truth.jsonl"):
+        (tmp_path / name).write_text("".join(json.dumps(r) + "\n" for r in rows))
     assert main(["bench", "fit", str(tmp_path), "--json", str(tmp_path / "fit.json")]) == 0
     assert "grama: 0.350" in capsys.readouterr().out
     assert json.loads((tmp_path / "fit.json").read_text())["cases"] == 2

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from statistics import fmean
 
 from supple.diagnose import rules
 from supple.diagnose import thresholds as limit
@@ -46,14 +47,9 @@ def identify(panel: Panel) -> tuple[Finding, ...]:
     kernel = rules.ntk_degeneration(panel)
     dead = silenced_by_kernel(panel, dead, kernel)
     kernel = behind_a_silent_layer(panel, kernel, dead)
-    found = (
-        dead,
-        rank,
-        kernel,
-        rules.saturation(panel),
-        rules.weight_growth(panel),
-        rules.cloned_units(panel),
-    )
+    cloned = rules.cloned_units(panel)
+    rank = made_of_copies(panel, rank, cloned)
+    found = (dead, rank, kernel, rules.saturation(panel), rules.weight_growth(panel), cloned)
     small = panel.samples < limit.SMALLEST_PROBE
     return tuple(_with_advice(_too_few(f, panel.samples) if small else f) for f in found)
 
@@ -90,6 +86,23 @@ def behind_a_silent_layer(panel: Panel, kernel: Finding, dead: Finding) -> Findi
         f"{kernel.reason}; but {', '.join(silent)} is silent, which alone does this: look again after repair"
     )
     return dataclasses.replace(kernel, status=Status.INCONCLUSIVE, layers=(), reason=reason)
+
+
+def made_of_copies(panel: Panel, rank: Finding, cloned: Finding) -> Finding:
+    """Copies of units are equal rows: a rank that is no lower than they make it is their by-product."""
+    if rank.status is not Status.PRESENT or cloned.status is not Status.PRESENT:
+        return rank
+    more = []
+    for layer in rank.layers:
+        twins = [t for t in panel.of_twins("effective_rank", layer, "relative") if t > 0]
+        ratio = panel.value("effective_rank", layer, "relative") / fmean(twins) if twins else math.nan
+        own = 1 - panel.value("cloned", layer)
+        if not ratio >= limit.COPIES * own:
+            more.append(layer)
+    if more:
+        return dataclasses.replace(rank, layers=tuple(more))
+    reason = f"{rank.reason}; but copies of units alone make it so low"
+    return dataclasses.replace(rank, status=Status.INCONCLUSIVE, layers=(), reason=reason)
 
 
 def _without_twin(panel: Panel, mechanism: Mechanism, reason: str) -> Finding:

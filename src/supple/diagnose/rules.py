@@ -169,9 +169,14 @@ def saturation(panel: Panel) -> Finding:
     severity = _clip(max([pooled.statistic, *(c.statistic for _, c in layers if c.status is Status.PRESENT)]))
     share, twin = pooled.evidence.value, pooled.evidence.reference
     reason = f"{share:.0%} of the bounded units sit at their ends, {twin:.0%} in the twin"
-    return Finding(
-        Mechanism.SATURATION, status, severity, tuple(ill), (pooled.evidence, *shown), reason=reason
-    )
+    often = panel.compare("saturated", limit.SATURATED_RESPONSES, variant="responses")
+    if status is not Status.PRESENT and often.status is Status.PRESENT:
+        status, severity = Status.PRESENT, _clip(often.statistic)
+        reason += (
+            f"; {often.evidence.value:.0%} of their responses do, {often.evidence.reference:.0%} in the twin"
+        )
+    evidence = (pooled.evidence, *([often.evidence] if often.usable else []), *shown)
+    return Finding(Mechanism.SATURATION, status, severity, tuple(ill), evidence, reason=reason)
 
 
 def _unit_error(panel: Panel, layer: str, units: int) -> float:

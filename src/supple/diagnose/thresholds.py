@@ -52,10 +52,16 @@ ALWAYS_ON = Threshold(0.30, "excess", True, 0.05, f"common mode c = 10 0.5 or mo
 SILENT_LAYER = 0.95
 #: share of tanh or sigmoid units that sit at their ends
 SATURATED = Threshold(0.30, "excess", True, 0.05, "chosen, not fitted: a third of the units more than fresh")
+#: share of all their responses: units that sit now at one end, now at the other
+SATURATED_RESPONSES = Threshold(
+    0.40, "excess", True, 0.05, "fresh tanh networks 0.1 to 0.3, weights times 8 0.85"
+)
 #: geometric mean over layers of sigma_1
 WEIGHT_GROWTH = Threshold(3.0, "ratio", True, 0.05, f"one task 1.0 to 1.6, 150 tasks 3 to 5; {LAB}")
 #: share of units with another unit of |cosine| > 0.95 (incoming weights)
 CLONED = Threshold(0.20, "excess", True, 0.02, "chosen, not fitted: a fifth of the units more than fresh")
+#: a rank above this share of what the units without a copy could span is explained by the copies
+COPIES = 0.5
 #: an earlier task has lost this share of what was learned on it
 FORGOTTEN = Threshold(0.10, "excess", True, 0.0, "the same tenth that defines loss of plasticity")
 
@@ -69,6 +75,7 @@ TABLE: dict[str, Threshold] = {
     "always_on": ALWAYS_ON,
     "ntk_rank99": NTK_RANK,
     "saturated": SATURATED,
+    "saturated (responses)": SATURATED_RESPONSES,
     "sigma_max": WEIGHT_GROWTH,
     "cloned": CLONED,
     "forgotten": FORGOTTEN,

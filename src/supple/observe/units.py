@@ -192,18 +192,24 @@ def _on(view: LayerView) -> Judged:
 
 @instrument("saturated", "economy", ["units"], ["saturated"], minimum=2)
 def saturated(probe: Probe) -> Iterable[Record]:
-    """Share of tanh and sigmoid units that are saturated on at least 95 % of the probe."""
+    """Share of tanh and sigmoid units that are saturated on at least 95 % of the probe, and of all their responses."""
 
-    def judge(view: LayerView) -> Judged:
+    def scores(view: LayerView) -> Judged:
         h = _responses(view)
         if isinstance(h, str):
             return h
         if view.op not in ("tanh", "sigmoid"):
             return f"{view.op} does not saturate on both sides"
-        share = F.saturation_scores(h, kind=view.op)
-        return torch.where(share.isnan(), share, (share >= 0.95).to(share.dtype))
+        return F.saturation_scores(h, kind=view.op)
 
-    yield from fractions(probe, "saturated", "", judge)
+    def units(view: LayerView) -> Judged:
+        share = scores(view)
+        return (
+            share if isinstance(share, str) else torch.where(share.isnan(), share, (share >= 0.95).double())
+        )
+
+    yield from fractions(probe, "saturated", "", units)
+    yield from fractions(probe, "saturated", "responses", scores)
 
 
 @instrument("cloned", "standard", ["units"], ["cloned"], minimum=32)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from supple.bench.lab.cases import EVALUATION, PRESETS, TRAIN, Case, Size, cases
 from supple.bench.lab.ills import hurt_
-from supple.bench.lab.score import summary
+from supple.bench.lab.score import present, summary
 from supple.bench.lab.truth import RATE, Bench
 from supple.bench.lab.wear import train_
 from supple.bench.networks import keyed
@@ -23,7 +23,7 @@ from supple.diagnose.types import plain
 from supple.errors import InputError
 from supple.streams import digits, generator
 
-RECORDS = "lab.jsonl"
+RECORDS, TRUTHS = "lab.jsonl", "truth.jsonl"
 
 
 def bench(size: Size, half: str) -> Bench:
@@ -43,15 +43,22 @@ def network(case: Case, lab: Bench) -> nn.Module:
     return net
 
 
-def judge(case: Case, lab: Bench) -> dict[str, Any]:
-    """The truth about one network beside what the diagnosis says."""
+def truth(case: Case, lab: Bench) -> dict[str, Any]:
+    """What is true of one network, whatever a diagnosis says."""
+    built = [[i, s] for i, s in case.ills]
+    record = {"case": case.name, "half": case.half, "family": case.family, "built": built, "worn": case.wear,
+              "healthy_by_design": case.healthy, **lab.truth(network(case, lab), case)}  # fmt: skip
+    return plain(record)
+
+
+def verdicts(case: Case, lab: Bench) -> dict[str, Any]:
+    """What the diagnosis says of one network."""
     net = network(case, lab)
-    truth = lab.truth(net, case)
     report = diagnose(
         net, (lab.x, lab.y), F.cross_entropy, reference=case.factory, budget=lab.size.budget,
         optimizer=torch.optim.Adam(net.parameters(), lr=RATE),
     )  # fmt: skip
-    verdicts = {
+    found = {
         str(f.mechanism): {
             "status": str(f.status),
             "severity": f.severity,
@@ -61,20 +68,21 @@ def judge(case: Case, lab: Bench) -> dict[str, Any]:
         }
         for f in report.findings
     }
-    built = [[i, s] for i, s in case.ills]
-    return {"case": case.name, "half": case.half, "family": case.family, "built": built, "worn": case.wear,
-            "healthy_by_design": case.healthy, **truth, "verdicts": verdicts}  # fmt: skip
+    return plain({"case": case.name, "verdicts": found})
 
 
 def run_lab(
     folder: Path,
     preset: str = "small",
-    halves: tuple[str, ...] = (EVALUATION, TRAIN),
+    halves: tuple[str, ...] = (TRAIN, EVALUATION),
     *,
     limit: int | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """Judge every case of a preset that is not in ``folder`` yet; returns all records in it.
+
+    Truth and verdicts lie in files of their own: with the verdicts' file gone, a changed diagnosis is judged anew
+    and the truth, which takes most of the time, stays.
 
     Raises:
         InputError: an unknown preset.
@@ -82,25 +90,28 @@ def run_lab(
     if preset not in PRESETS:
         raise InputError(f"unknown preset {preset!r} of lab", do=f"choose one of {', '.join(PRESETS)}")
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / RECORDS
-    done = read(folder)
-    known = {r["case"] for r in done}
-    left = [c for half in halves for c in cases(preset, half) if c.name not in known][:limit]
     labs = {half: bench(PRESETS[preset], half) for half in halves}
-    begun = time.monotonic()
-    for index, case in enumerate(left, 1):
-        record = plain(judge(case, labs[case.half]))
-        with target.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
-        done.append(record)
-        each = (time.monotonic() - begun) / index
-        say(f"{index}/{len(left)} {case.name}, about {each * (len(left) - index):.0f} s left")
-    return done
+    todo = [c for half in halves for c in cases(preset, half)][:limit]
+    for name, measure in ((TRUTHS, truth), (RECORDS, verdicts)):
+        known = {r["case"] for r in lines(folder / name)}
+        left = [c for c in todo if c.name not in known]
+        begun = time.monotonic()
+        for index, case in enumerate(left, 1):
+            record = measure(case, labs[case.half])
+            with (folder / name).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record, allow_nan=False) + "\n")
+            each = (time.monotonic() - begun) / index
+            say(
+                f"{measure.__name__} {index}/{len(left)} {case.name}, about {each * (len(left) - index):.0f} s left"
+            )
+    return read(folder)
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The records of a folder."""
-    return lines(folder / RECORDS)
+    """The cases of a folder that have a truth and a verdict, with the mechanisms that are true of each."""
+    found = {row["case"]: row for row in lines(folder / RECORDS)}
+    rows = [row for row in lines(folder / TRUTHS) if row["case"] in found]
+    return [{**row, **found[row["case"]], "present": present(row)} for row in rows]
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

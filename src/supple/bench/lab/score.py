@@ -9,9 +9,53 @@ from typing import Any
 
 from supple.bench.statistics import wilson
 
+MECHANISM = {
+    "dead": "dead_units", "rank": "rank_collapse", "common": "ntk_degeneration", "ordered": "ntk_degeneration",
+    "grown": "weight_growth", "saturated": "saturation", "cloned": "cloned_units",
+}  # fmt: skip
+HALF = 0.5
+FLOOR = 0.05  # a gain within the noise of the scores is none
 THREE = ("dead_units", "rank_collapse", "ntk_degeneration")
+REST = (
+    "false alarms on healthy", "two at once, both found", "several repairs would do, one of them named, none false",
+)  # fmt: skip
 HARMFUL, LOST, NOT_LOST = 0.25, 0.10, 0.03
 Row = dict[str, Any]
+
+
+def gains(row: Row) -> dict[str, float]:
+    """What each repair gave back, less what it gives healthy networks."""
+    return {ill: score - row["own"] for ill, score in row["repairs"].items()}
+
+
+def sufficient(row: Row) -> list[str]:
+    """The single repairs that give half of the lost learning back."""
+    needed = max(HALF * (row["healthy"] - row["own"]), FLOOR)
+    return [ill for ill, gain in gains(row).items() if "+" not in ill and gain >= needed]
+
+
+def present(row: Row) -> list[str]:
+    """The mechanisms that are true of a network: those whose repair gives half of the lost learning back.
+
+    What a repair gives healthy networks too (centring helps every ReLU network a little) does not count. With
+    two illnesses one repair alone may give nothing back: then a mechanism is also true where leaving its repair
+    out of the joint one forgoes half of what the joint one recovers.
+    """
+    found = sufficient(row)
+    gain = gains(row)
+    for key in (k for k in gain if "+" in k):
+        needed = max(HALF * (row["healthy"] - row["own"]), FLOOR)
+        for ill in key.split("+"):
+            rest = sum(gain[i] for i in key.split("+") if i != ill)  # of two: the other one alone
+            if gain[key] >= needed and gain[key] - rest >= HALF * gain[key]:
+                found.append(ill)
+    return sorted({MECHANISM[i] for i in found})
+
+
+def interchangeable(row: Row) -> bool:
+    """Whether several single repairs of the three would do, so that naming one of them is right."""
+    known = {MECHANISM[i] for i in sufficient(row)} & set(THREE)
+    return len(known) > 1 and not any("+" in k for k in row["repairs"])
 
 
 def _share(hits: Iterable[bool]) -> dict[str, Any]:
@@ -43,7 +87,7 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
 def _scores(rows: Sequence[Row]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for m in THREE:
-        ill = [r for r in rows if m in r["present"] and r["loss"] >= HARMFUL]
+        ill = [r for r in rows if m in r["present"] and r["loss"] >= HARMFUL and not interchangeable(r)]
         well = [r for r in rows if m not in r["present"]]
         found[m] = {
             "sensitivity": _share(claims(r, m) for r in ill),
@@ -53,7 +97,15 @@ def _scores(rows: Sequence[Row]) -> dict[str, Any]:
     judged = [r for r in rows if r["loss"] >= LOST or r["loss"] < NOT_LOST]
     found["false alarms on healthy"] = _share(any(claims(r, m) for m in THREE) for r in controls)
     found["step 0"] = _share(claims(r, "plasticity_loss") == (r["loss"] >= LOST) for r in judged)
-    two = [r for r in rows if len(set(r["present"]) & set(THREE)) > 1 and r["loss"] >= HARMFUL]
+    any_of = [r for r in rows if interchangeable(r) and r["loss"] >= HARMFUL]
+    found["several repairs would do, one of them named, none false"] = _share(
+        bool(named := {m for m in THREE if claims(r, m)}) and named <= set(r["present"]) for r in any_of
+    )
+    two = [
+        r
+        for r in rows
+        if len(set(r["present"]) & set(THREE)) > 1 and r["loss"] >= HARMFUL and not interchangeable(r)
+    ]
     found["two at once, both found"] = _share(
         all(claims(r, m) for m in THREE if m in r["present"]) for r in two
     )
@@ -126,7 +178,7 @@ def render(found: dict[str, Any]) -> str:
     for m in THREE:
         for kind in ("sensitivity", "specificity"):
             lines.append(f"| {m}, {kind} | " + " | ".join(_text(c[m][kind]) for c in columns) + " |")
-    for key in ("false alarms on healthy", "two at once, both found", "step 0"):
+    for key in (*REST, "step 0"):
         lines.append(f"| {key} | " + " | ".join(_text(c[key]) for c in columns) + " |")
     if found["calibration"]:
         lines += ["", f"Brier score of the probabilities: {found['brier']:.3f}.", ""]

@@ -19,12 +19,9 @@ from supple.diagnose.probe_tasks import ProbeTask, learn, read_kind
 RATE = 5e-3  # Adam; step 0 is given the same
 #: families that learn more slowly get more steps
 PATIENCE = {"convnet": 3, "resnet": 2}
-HARM, HALF = 0.10, 0.5
+HARM = 0.10  # below it nothing is lost that a repair could give back
+LEARNS = 0.05  # references that learn less than this tell no truth
 ARTICLE = ("dead", "rank", "common")
-MECHANISM = {
-    "dead": "dead_units", "rank": "rank_collapse", "common": "ntk_degeneration", "ordered": "ntk_degeneration",
-    "grown": "weight_growth", "saturated": "saturation", "cloned": "cloned_units",
-}  # fmt: skip
 #: repairs that change healthy networks too; the others leave them as they are
 FELT = ("rank", "common")
 
@@ -84,30 +81,15 @@ class Bench:
         return self.score(fixed, case)
 
     def truth(self, net: nn.Module, case: Case) -> dict[str, object]:
-        """``loss`` against the references, and the mechanisms whose repair gives half of it back.
-
-        What a repair gives healthy networks too (centring helps every ReLU network a little) does not count.
-
-        With several illnesses one repair alone may give nothing back: then a mechanism is also present where
-        leaving its repair out of the joint one forgoes half of what the joint one recovers.
-        """
+        """``loss`` against the references, and the score after each repair (see `supple.bench.lab.score.present`)."""
         healthy, own = self.healthy(case), self.score(net, case)
-        if healthy < 0.05:
-            return {"loss": None, "present": [], "repairs": {}, "healthy": healthy, "own": own}
+        row: dict[str, object] = {"loss": None, "repairs": {}, "healthy": healthy, "own": own}
+        if healthy < LEARNS:
+            return row
         loss = 1 - own / healthy
-        repairs: dict[str, float] = {}
-        present: list[str] = []
         names = tuple(i for i, _ in case.ills)
-        if loss >= HARM:
-            for ill in dict.fromkeys((*ARTICLE, *names)):
-                repairs[ill] = self.repaired(net, (ill,), case)
-                if repairs[ill] - own >= HALF * (healthy - own):
-                    present.append(ill)
-            if len(names) > 1:
-                repairs["+".join(names)] = joint = self.repaired(net, names, case)
-                for ill in names:
-                    rest = self.repaired(net, tuple(i for i in names if i != ill), case)
-                    if joint - own >= HALF * (healthy - own) and joint - rest >= HALF * (joint - own):
-                        present.append(ill)
-        mechanisms = sorted({MECHANISM[i] for i in present})
-        return {"loss": loss, "present": mechanisms, "repairs": repairs, "healthy": healthy, "own": own}
+        groups: list[tuple[str, ...]] = [(ill,) for ill in dict.fromkeys((*ARTICLE, *names))]
+        if len(names) > 1:
+            groups.append(names)
+        repairs = {"+".join(g): self.repaired(net, g, case) for g in groups} if loss >= HARM else {}
+        return {**row, "loss": loss, "repairs": repairs}
