@@ -27,7 +27,7 @@ class LabelFlipping(ImageProtocol):
     description: ClassVar[str] = "the classes of MNIST exchange their labels in every task"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "day": {},
-        "small": {"tasks": 60, "samples": 3200},
+        "small": {"tasks": 60, "samples": 1600},
         "demo": {"tasks": 5, "samples": 800},
     }
 
