@@ -26,6 +26,8 @@ PLAN = (
     ("digits-random-labels", "demo", METHODS, 5),
     ("permuted-mnist", "small", METHODS, 5),
     ("label-flipping-mnist", "small", METHODS, 5),
+    ("random-label-mnist", "small", METHODS, 5),
+    ("concept-shift-abrupt", "small", METHODS, 5),
 )
 
 
