@@ -16,14 +16,18 @@ from supple.cli.train import train
 
 HERE = Path(__file__).resolve().parent
 RUNS = HERE.parent / "runs" / "results"
-CORE = "plain,fresh,linear,regrama,cbp,cchain"
+METHODS = "plain,fresh,linear,l2,l2init,shrink_perturb,cbp,redo,regrama,spectral,crelu,fourier,cchain,layernorm"
 
 #: study, preset, seeds
 STUDY_PLAN = (("grama-vs-dormant", "small", 5),)
 #: protocol, preset, methods, seeds
 PLAN = (
-    ("digits-permuted", "demo", CORE, 3),
-    ("digits-random-labels", "demo", CORE, 3),
+    ("digits-permuted", "demo", METHODS, 5),
+    ("digits-random-labels", "demo", METHODS, 5),
+    ("permuted-mnist", "small", METHODS, 5),
+    ("label-flipping-mnist", "small", METHODS, 5),
+    ("random-label-mnist", "small", METHODS, 5),
+    ("concept-shift-abrupt", "small", METHODS, 5),
 )
 
 

@@ -27,7 +27,7 @@ class LabelFlipping(ImageProtocol):
     description: ClassVar[str] = "the classes of MNIST exchange their labels in every task"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "day": {},
-        "small": {"tasks": 60, "samples": 3200},
+        "small": {"tasks": 60, "samples": 1600},
         "demo": {"tasks": 5, "samples": 800},
     }
 
@@ -80,6 +80,11 @@ class GradualShift(LabelFlipping):
     name: ClassVar[str] = "concept-shift-gradual"
     title: ClassVar[str] = "Concept shift by gradual interpolation"
     description: ClassVar[str] = "MNIST interpolated from one pixel permutation to the next"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "day": {},
+        "small": {"tasks": 75, "samples": 1600},
+        "demo": {"tasks": 5, "samples": 800},
+    }
     epochs: int = sourced(1, HERE)
     over: int = sourced(5, f"{SHIFT}; chosen here")
 

@@ -26,7 +26,7 @@ class PermutedMnist(ImageProtocol):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {},
         "day": {"hidden": (100, 100, 100), "batch": 16, "lr": 0.03},
-        "small": {"hidden": (100, 100), "batch": 16, "lr": 0.1, "tasks": 100, "samples": 6000},
+        "small": {"hidden": (64, 64), "batch": 16, "lr": 0.1, "tasks": 60, "samples": 3200},
         "demo": {"hidden": (64, 64), "batch": 16, "lr": 0.1, "tasks": 10, "samples": 1600},
     }
 

@@ -27,7 +27,7 @@ class RandomLabelMnist(ImageProtocol):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {},
         "day": {"tasks": 200, "epochs": 50},
-        "small": {"tasks": 30, "samples": 400, "epochs": 20},
+        "small": {"tasks": 20, "samples": 400, "epochs": 20},
         "demo": {"tasks": 5, "samples": 160, "epochs": 10},
     }
 
