@@ -34,12 +34,16 @@ Series = list[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Foresight:
-    """One instrument: correlations within streams (mean over runs), and across methods (mean over tasks)."""
+    """One instrument: correlations within streams (mean over runs), and across methods (mean over tasks).
+
+    ``course``: protocol -> its value at the first and the last look of the plain network, means over seeds.
+    """
 
     instrument: str
     within: Estimate
     across: Estimate | None
     by_protocol: Mapping[str, float]
+    course: Mapping[str, tuple[float, float]]
 
     @property
     def strength(self) -> float:
@@ -160,7 +164,19 @@ def _foresight(
         return None
     mean = {p: float(np.mean(found)) for p, found in within.items()}
     pooled = bootstrap(across, np.mean) if len(across) > 1 else None
-    return Foresight(name, bootstrap(every, np.mean), pooled, mean)
+    course = {p: ends for p in WEAR if (ends := _ends(name, p, series)) is not None}
+    return Foresight(name, bootstrap(every, np.mean), pooled, mean, course)
+
+
+def _ends(
+    name: str, protocol: str, series: Mapping[Key, Mapping[str, Mapping[int, tuple[float, float]]]]
+) -> tuple[float, float] | None:
+    """Mean value of the plain network at its first and last look."""
+    plain_runs = [found.get(name, {}) for (p, m, _), found in series.items() if (p, m) == (protocol, "plain")]
+    ends = [(at[min(at)][0], at[max(at)][0]) for at in plain_runs if at]
+    if not ends:
+        return None
+    return float(np.mean([e[0] for e in ends])), float(np.mean([e[1] for e in ends]))
 
 
 def _across(
