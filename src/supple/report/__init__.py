@@ -4,6 +4,7 @@ that were measured elsewhere; nothing is measured here.
 
 from __future__ import annotations
 
+from supple.report.comparison import Comparison, ComparisonPage, Course, latex, write_comparison
 from supple.report.data import Arm, Spread, Story
 from supple.report.page import write_diagnosis, write_story
 from supple.report.words import verdict
