@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from supple.cli.diagnose import check_target
 from supple.errors import InputError
@@ -67,7 +67,11 @@ class BenchRun:
     tasks: int | None = None
     """Number of tasks instead of the preset's; a run of another length is another run."""
     optimizer: str | None = None
-    """sgd, momentum, adam, adamw, rmsprop or adagrad instead of the protocol's."""
+    """sgd, momentum, adam, adamw, rmsprop, adagrad or muon instead of the protocol's."""
+    layers: str | None = None
+    """Widths of the hidden layers of an MLP instead of the preset's, such as 64,64; another run, by its name."""
+    hidden_boundaries: bool = False
+    """No method is told where a task ends; what acts at boundaries acts every 1,000 steps instead."""
     iid: bool = False
     """The control: the same samples shuffled over all tasks into one stream."""
     data: Path | None = None
@@ -102,7 +106,21 @@ class BenchRun:
         if self.protocol in STUDIES:
             return self._study(STUDIES[self.protocol])
         changed = {k: v for k in ("tasks", "optimizer") if (v := getattr(self, k)) is not None}
-        protocol = protocols.create(self.protocol, self.preset or "demo", iid=self.iid, **changed)
+        if self.layers is not None:
+            changed.update(widths(self.layers))
+        protocol = protocols.create(
+            self.protocol,
+            self.preset or "demo",
+            iid=self.iid,
+            hidden_boundaries=self.hidden_boundaries,
+            **changed,
+        )
+        if self.layers is not None and protocol.network != "mlp":
+            raise InputError(
+                "--layers is for protocols with an MLP",
+                found=f"network {protocol.network}",
+                where=protocol.name,
+            )
         protocol.check()
         wanted = self.methods or "plain,fresh,regrama"
         specs = grid(
@@ -128,6 +146,8 @@ class BenchRun:
             "--tasks": self.tasks is not None,
             "--optimizer": self.optimizer is not None,
             "--data": self.data is not None,
+            "--layers": self.layers is not None,
+            "--hidden-boundaries": self.hidden_boundaries,
         }
         if given := [flag for flag, set_ in own.items() if set_]:
             raise InputError(f"the lab has its own cases, in one process; it takes no {given[0]}")
@@ -146,6 +166,8 @@ class BenchRun:
             "--tasks": self.tasks,
             "--optimizer": self.optimizer,
             "--iid": self.iid or None,
+            "--layers": self.layers,
+            "--hidden-boundaries": self.hidden_boundaries or None,
         }
         if given := [flag for flag, value in own.items() if value is not None]:
             raise InputError(
@@ -191,6 +213,15 @@ class BenchReport:
         if self.csv is not None:
             note(f"wrote {write_text(self.csv, collect(self.folder).to_csv())}")
         return show(self.folder, self.json)
+
+
+def widths(text: str) -> dict[str, Any]:
+    """``--layers``: the protocol's fields; an error names what is no width."""
+    parts = text.split(",")
+    if not all(p.strip().isdigit() and int(p) > 0 for p in parts):
+        raise InputError("--layers takes whole numbers separated by commas", found=text, do="such as 64,64")
+    found = tuple(int(p) for p in parts)
+    return {"hidden": found, "variant": "layers-" + "-".join(map(str, found))}
 
 
 def show(folder: Path, json: Path | None) -> int:
