@@ -14,7 +14,16 @@ from supple.records import MEASURED, Records
 from supple.report.comparison import INSTRUMENTS, Comparison, ComparisonPage, Course
 from supple.store import StoredRun
 
-COLUMNS = ("method", "seeds", "first tasks", "last tenth", "area", "below own peak", "minus fresh", "lost from task")
+COLUMNS = (
+    "method",
+    "seeds",
+    "first tasks",
+    "last tenth",
+    "area",
+    "below own peak",
+    "minus fresh",
+    "lost from task",
+)
 
 
 def comparison_page(root: str | Path, command: str = "") -> ComparisonPage:
@@ -46,7 +55,9 @@ def _title(method: str) -> str:
 
 def _cells(row: Row) -> list[str]:
     fresh = "–" if row.against_fresh is None else _interval(row.against_fresh.difference, "+.3f")
-    onset = "–" if row.against_fresh is None else "never" if row.onset is None else _interval(row.onset, ".0f")
+    onset = (
+        "–" if row.against_fresh is None else "never" if row.onset is None else _interval(row.onset, ".0f")
+    )
     values = [_interval(e) for e in (row.first, row.last, row.area, row.from_peak)]
     return [_title(row.method), str(len(row.seeds)), *values, fresh, onset]
 

@@ -129,6 +129,18 @@ def _short(e: Estimate, sign: bool = False) -> str:
 def collect(root: str | Path) -> Summary:
     """Summarise all runs under ``root``. Unfinished and damaged runs are left out and named.
 
+    Raises:
+        StoreError: nothing there.
+    """
+    runs, left_out = stored_runs(root)
+    order = list(methods.METHODS)
+    keys = sorted(runs, key=lambda k: (k[0], order.index(k[1]) if k[1] in order else len(order)))
+    return Summary([_row(key, runs[key], runs.get((key[0], REFERENCE), {})) for key in keys], left_out)
+
+
+def stored_runs(root: str | Path) -> tuple[dict[tuple[str, str], dict[int, StoredRun]], dict[str, str]]:
+    """(protocol, method) -> seed -> finished run below ``root``, and what was left out with the reason.
+
     The folder of a run has ``manifest.json``; where it lies below ``root`` does not matter.
 
     Raises:
@@ -152,9 +164,7 @@ def collect(root: str | Path) -> Summary:
         runs.setdefault((about["protocol"]["name"], about["method"]), {})[about["seed"]] = stored
     if not runs and not left_out:
         raise StoreError("there are no runs here", where=str(root))
-    order = list(methods.METHODS)
-    keys = sorted(runs, key=lambda k: (k[0], order.index(k[1]) if k[1] in order else len(order)))
-    return Summary([_row(key, runs[key], runs.get((key[0], REFERENCE), {})) for key in keys], left_out)
+    return runs, left_out
 
 
 def _row(key: tuple[str, str], runs: Mapping[int, StoredRun], fresh: Mapping[int, StoredRun]) -> Row:

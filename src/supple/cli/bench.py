@@ -187,34 +187,6 @@ class BenchRun:
         return 0
 
 
-@dataclass(frozen=True)
-class BenchReport:
-    """Compare the finished runs of a folder: one row a method, means with t intervals over seeds."""
-
-    folder: Path
-    """Where the runs are."""
-    csv: Path | None = None
-    """Write the table as CSV to this file."""
-    json: Path | None = None
-    """Write the table as JSON to this file, or to stdout with -."""
-
-    def run(self) -> int:
-        from supple.bench import collect
-        from supple.cli.console import note, write_text
-
-        check_target(self.json)
-        check_target(self.csv)
-        if not self.folder.is_dir():
-            raise InputError("there is no such folder", where=str(self.folder))
-        if (self.folder / "lab.jsonl").is_file():
-            if self.csv is not None:
-                raise InputError("the lab has no CSV table", where=str(self.folder), do="use --json")
-            return show_lab(self.folder, self.json)
-        if self.csv is not None:
-            note(f"wrote {write_text(self.csv, collect(self.folder).to_csv())}")
-        return show(self.folder, self.json)
-
-
 def widths(text: str) -> dict[str, Any]:
     """``--layers``: the protocol's fields; an error names what is no width."""
     parts = text.split(",")

@@ -59,18 +59,17 @@ class ComparisonPage:
     command: str = ""
 
 
-def write_comparison(page: ComparisonPage, path: str | Path, figures: str | Path | None = None) -> Path:
-    """The page as one HTML file; with ``figures`` also each drawing as SVG and PNG in that folder."""
+def write_comparison(page: ComparisonPage, path: str | Path) -> Path:
+    """The page as one HTML file, complete in itself."""
     from supple.report.page import write
 
-    folder = None if figures is None else Path(figures)
-    parts = [(p, [d for d in drawings(p, folder) if d is not None]) for p in page.protocols]
+    parts = [(p, [d for d in drawings(p) if d is not None]) for p in page.protocols]
     names = ", ".join(p.label for p in page.protocols)
     return write(path, "comparison.html", title=f"Comparison: {names}", page=page, parts_of=parts)
 
 
 def drawings(part: Comparison, folder: Path | None = None) -> list[Svg | None]:
-    """The figures of one protocol."""
+    """The figures of one protocol; with a folder also as SVG and PNG files in it. None where nothing was measured."""
     return [courses(part, folder), levels(part, folder), instruments(part, folder)]
 
 
@@ -80,17 +79,23 @@ def courses(part: Comparison, folder: Path | None = None) -> Svg:
     seeds = max(len(c.online) for c in part.courses.values())
     smooth = f"running mean of {width} tasks" if width > 1 else "task by task"
     heading = f"{part.label}: online {part.metric} over {part.tasks} tasks"
-    caption = f"Each batch before it was learned, {smooth}. Line: mean of {seeds} seeds; band: smallest to largest."
+    caption = (
+        f"Each batch before it was learned, {smooth}. Line: mean of {seeds} seeds; band: smallest to largest."
+    )
     with figure(height=4.4) as (drawn, (ax,)):
         for place, course in enumerate(part.courses.values()):
-            _line(ax, range(1, part.tasks + 1), [_running(s, width) for s in course.online], course.title, place)
+            _line(
+                ax, range(1, part.tasks + 1), [_running(s, width) for s in course.online], course.title, place
+            )
         ax.set_xlabel("task")
         ax.set_ylabel(f"online {part.metric}")
         ax.margins(x=0.01)
         drawn.legend(loc="outside right upper", handlelength=2.6, fontsize=9)
         name = f"{part.label}-courses"
         save(drawn, folder, name)
-        return Svg(name, to_svg(drawn, name, heading), heading, caption, tuple(part.columns), _cells(part.rows))
+        return Svg(
+            name, to_svg(drawn, name, heading), heading, caption, tuple(part.columns), _cells(part.rows)
+        )
 
 
 def levels(part: Comparison, folder: Path | None = None) -> Svg:
