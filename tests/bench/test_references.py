@@ -124,7 +124,7 @@ def test_other_widths_are_other_runs(tmp_path: Path, capsys: pytest.CaptureFixtu
         )
     rows = json.loads((tmp_path / "t.json").read_text())["rows"]
     assert {r["protocol"] for r in rows} == {"digits-permuted-layers-16", "digits-permuted-layers-16-16"}
-    assert "lost from task" in capsys.readouterr().out
+    assert "onset" in capsys.readouterr().out
     assert main([*run, "--layers", "16,x", "--out", str(tmp_path)]) == 2
     assert "whole numbers" in capsys.readouterr().err
     assert main(["bench", "run", "class-sequence-resnet", "--layers", "16", "--out", str(tmp_path)]) == 2

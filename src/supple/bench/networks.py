@@ -51,7 +51,7 @@ def build(
         return nn.Sequential(nn.Flatten(), MLP(sizes, init="default"))
     if depth is not None or activation != "relu" or norm or dropout:
         wanted = (
-            "fewer layers"
+            ("one hidden layer" if depth else "a linear form")
             if depth is not None
             else f"{norm} normalisation"
             if norm

@@ -98,27 +98,25 @@ class Summary:
         for protocol in dict.fromkeys(r.protocol for r in self.rows):
             lines += [
                 protocol,
-                f"{'method':<18}{'n':>3}{'first':>7}{'last tenth':>21}{'end':>7}{'minus fresh':>23}"
-                f"{'lost from task':>17}",
+                f"{'method':<18}{'n':>3}{'first':>7}{'last tenth':>21}{'minus fresh':>23}{'onset':>8}",
             ]
             for r in sorted((r for r in self.rows if r.protocol == protocol), key=lambda r: -r.last.value):
+                fresh = "" if r.against_fresh is None else _short(r.against_fresh.difference, sign=True)
                 lines.append(
-                    f"{r.method:<18}{len(r.seeds):>3}{r.first.value:>7.3f}{_short(r.last):>21}{r.end.value:>7.3f}"
-                    f"{'' if r.against_fresh is None else _short(r.against_fresh.difference, sign=True):>23}"
-                    f"{_when(r):>17}".rstrip()
+                    f"{r.method:<18}{len(r.seeds):>3}{r.first.value:>7.3f}{_short(r.last):>21}{fresh:>23}"
+                    f"{_when(r):>8}".rstrip()
                 )
+        if any(r.onset for r in self.rows):
+            lines.append("onset: the task from which a method stays below the fresh network by 0.05")
         lines += [f"left out: {name}: {why}" for name, why in self.left_out.items()]
         return "\n".join(lines)
 
 
 def _when(row: Row) -> str:
-    """From which task on a method stays below the fresh network by 0.05."""
+    """The onset in the table; its interval is in the JSON."""
     if row.against_fresh is None:
         return ""
-    if row.onset is None:
-        return "never"
-    e = row.onset
-    return f"{e.value:.0f}" + ("" if e.samples < 2 else f" [{e.lo:.0f},{e.hi:.0f}]")
+    return "never" if row.onset is None else f"{row.onset.value:.0f}"
 
 
 def _short(e: Estimate, sign: bool = False) -> str:
