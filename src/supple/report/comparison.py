@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from supple.report.data import Spread
-from supple.report.style import MARKERS, Svg, figure, look, number, save, to_svg
+from supple.report.style import CYCLE, DASHES, MARKERS, Svg, figure, look, number, save, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 #: share of the tasks over which a course is smoothed
 SMOOTH_SHARE = 0.05
+#: with more methods than this their bands would hide one another
+MOST_BANDS = 6
 #: instruments that are drawn where they were measured: record -> what the axis says
 INSTRUMENTS: Mapping[str, str] = {
     "dead": "dead units",
@@ -44,6 +46,11 @@ class Comparison:
     courses: Mapping[str, Course]
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+
+    @property
+    def bands(self) -> bool:
+        """Whether there are few enough methods for bands to be told apart."""
+        return len(self.courses) <= MOST_BANDS
 
     @property
     def tasks(self) -> int:
@@ -79,14 +86,11 @@ def courses(part: Comparison, folder: Path | None = None) -> Svg:
     seeds = max(len(c.online) for c in part.courses.values())
     smooth = f"running mean of {width} tasks" if width > 1 else "task by task"
     heading = f"{part.label}: online {part.metric} over {part.tasks} tasks"
-    caption = (
-        f"Each batch before it was learned, {smooth}. Line: mean of {seeds} seeds; band: smallest to largest."
-    )
+    caption = f"Each batch before it was learned, {smooth}. Line: mean of {seeds} seeds{_band(part)}."
     with figure(height=4.4) as (drawn, (ax,)):
         for place, course in enumerate(part.courses.values()):
-            _line(
-                ax, range(1, part.tasks + 1), [_running(s, width) for s in course.online], course.title, place
-            )
+            smoothed = [_running(s, width) for s in course.online]
+            _line(ax, range(1, part.tasks + 1), smoothed, course.title, place, part.bands)
         ax.set_xlabel("task")
         ax.set_ylabel(f"online {part.metric}")
         ax.margins(x=0.01)
@@ -125,12 +129,13 @@ def instruments(part: Comparison, folder: Path | None = None) -> Svg | None:
     if not shown:
         return None
     heading = f"{part.label}: fingerprints of the mechanisms over tasks"
-    caption = "Measured at the end of some of the tasks; line: mean over seeds, band: smallest to largest."
+    caption = "Measured at the end of some of the tasks; line: mean over seeds" + f"{_band(part)}."
     with figure(width=3.4 * len(shown), height=3.4, columns=len(shown)) as (drawn, axes):
         for ax, name in zip(axes, shown, strict=True):
             for place, course in enumerate(part.courses.values()):
                 if name in course.instruments:
-                    _line(ax, *course.instruments[name], course.title if name == shown[0] else "", place)
+                    title = course.title if name == shown[0] else ""  # one entry a method in the legend
+                    _line(ax, *course.instruments[name], title, place, part.bands)
             ax.set_title(INSTRUMENTS[name])
             ax.set_xlabel("task")
         drawn.legend(loc="outside right upper", handlelength=2.6, fontsize=9)
@@ -145,13 +150,26 @@ def instruments(part: Comparison, folder: Path | None = None) -> Svg | None:
         return Svg(name, to_svg(drawn, name, heading), heading, caption, columns, rows)
 
 
-def _line(ax: Axes, x: Sequence[int], seeds: Sequence[Sequence[float]], title: str, place: int) -> None:
+def _look(place: int) -> dict[str, Any]:
+    """As `look`, but in the second round of colours with the next dash."""
+    return {**look(place), "linestyle": DASHES[(place + place // len(CYCLE)) % len(DASHES)]}
+
+
+def _line(
+    ax: Axes, x: Sequence[int], seeds: Sequence[Sequence[float]], title: str, place: int, band: bool
+) -> None:
     spreads = [Spread.of(values) for values in zip(*seeds, strict=False)]
-    style = look(place)
+    style = _look(place)
     along = list(x)[: len(spreads)]
     ax.plot(along, [s.mean for s in spreads], label=title or None, **style)
+    if not band:
+        return
     lo, hi = [s.lo for s in spreads], [s.hi for s in spreads]
     ax.fill_between(along, lo, hi, color=style["color"], alpha=0.12, linewidth=0)
+
+
+def _band(part: Comparison) -> str:
+    return "; band: smallest to largest seed" if part.bands else ""
 
 
 def _running(values: Sequence[float], width: int) -> list[float]:

@@ -106,9 +106,14 @@ def save(drawn: Figure, folder: Path | None, name: str) -> None:
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
+    lines = [line for ax in drawn.axes for line in (*ax.get_xgridlines(), *ax.get_ygridlines())]
+    for line in lines:  # on the page the grid is made faint by its colour, see `to_svg`
+        line.set_alpha(0.18)
     for kind in ("svg", "png"):
         fixed: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": 200}
         drawn.savefig(folder / f"{name}.{kind}", facecolor="white", transparent=False, **fixed)
+    for line in lines:
+        line.set_alpha(None)
 
 
 def look(place: int) -> dict[str, Any]:
