@@ -141,7 +141,7 @@ def test_a_slot_as_a_module_continues_like_the_loop() -> None:
     learner.learn(tasks[0])
     model, optimizer = group.network(0)
     x, y = next(tasks[0].batches(64))
-    for net, opt in ((model, optimizer), (learner.model, learner.optimizer)):
+    for net, opt in ((model, optimizer), (learner.model, learner.optimizers[0])):
         opt.zero_grad()
         F.cross_entropy(net(x), y).backward()
         opt.step()

@@ -114,7 +114,7 @@ def test_the_fresh_reference_forgets_everything() -> None:
     learner.start(1)
     built = methods.get("fresh").build(learner.spec.protocol, 0, task=1)
     assert all(torch.equal(a, b) for a, b in zip(learner.model.parameters(), built.parameters(), strict=True))
-    assert not learner.optimizer.state
+    assert not learner.optimizers[0].state
 
 
 def test_a_diverged_network_is_never_a_good_number(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_d2_and_a_are_as_in_the_study() -> None:
     a = DigitsRandomLabels.preset("paper")
     assert (a.tasks, a.batch, a.epochs, a.hidden, a.optimizer, a.lr) == (60, 16, 20, (64, 64), "sgd", 0.1)
     assert a.stream(0).task(0).steps(a.batch, a.epochs) == 360
-    assert isinstance(d2.build_optimizer([torch.zeros(1, requires_grad=True)]), torch.optim.Adam)
+    assert isinstance(d2.build_optimizers([torch.zeros(1, requires_grad=True)])[0], torch.optim.Adam)
     assert DigitsPermuted.preset("demo").hidden == (128, 128)
 
 

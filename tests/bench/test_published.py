@@ -110,7 +110,7 @@ def test_each_protocol_learns_a_task_and_is_judged(name: str) -> None:
 def test_each_optimizer_takes_a_step(optimizer: str) -> None:
     weight = torch.ones(3, 2, requires_grad=True)
     protocol = create("digits-permuted", "demo", optimizer=optimizer)
-    built = protocol.build_optimizer([weight])
+    (built,) = protocol.build_optimizers([weight])
     weight.square().sum().backward()
     built.step()
     assert bool((weight < 1).all())

@@ -84,12 +84,12 @@ def test_noise_is_keyed_by_purpose_and_asked_for():
 
 
 def test_networks_by_name_and_what_they_have_no_form_of():
-    net = build(ClassSequenceResNet(), hidden=False)
+    net = build(ClassSequenceResNet(), depth=0)
     assert net(torch.zeros(3, 1, 8, 8)).shape == (3, 2)
     with pytest.raises(InputError, match="no form with the activation crelu"):
         build(ClassSequenceResNet(), activation="crelu")
     with pytest.raises(InputError, match="no form with a linear form"):
-        build(ImageDomains(), hidden=False)
+        build(ImageDomains(), depth=0)
     inputs = ImageDomains().example()
     assert build(ImageDomains())(*inputs).shape == inputs[0].shape
 

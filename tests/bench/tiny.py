@@ -76,7 +76,8 @@ def content(folder: Path) -> tuple[bytes, bytes, list[bytes], dict[str, bytes]]:
     assert stored.done
     state = stored.state()["learner"]
     tensors = [t.numpy().tobytes() for t in state["model"].values()]
-    tensors += [t.numpy().tobytes() for s in state["optimizer"]["state"].values() for t in s.values()]
+    kept = [o["state"].values() for o in state["optimizers"]]
+    tensors += [t.numpy().tobytes() for states in kept for s in states for t in s.values()]
     tensors.append(state["rng"].numpy().tobytes())
     arrays = {
         f"{n}/{k}": t.numpy().tobytes() for n in stored.array_names for k, t in stored.arrays(n).items()

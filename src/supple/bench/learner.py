@@ -49,16 +49,16 @@ class Learner:
             self.handle.detach()
         protocol, method = self.spec.protocol, self.method
         self.model: nn.Module = method.build(protocol, self.spec.seed, task)
-        self.optimizer = protocol.build_optimizer(self.model.parameters())
+        self.optimizers = protocol.build_optimizers(self.model.parameters())
         settings = method.settings_in(protocol, self.spec.settings)
         intervention = method.create(settings, self.spec.seed, protocol.initial)
         if intervention is not None:
-            self.handle = intervention.attach(self.model, self.optimizer, inputs=protocol.example())
+            self.handle = intervention.attach(self.model, self.optimizers, inputs=protocol.example())
 
     def start(self, task: int) -> None:
         """Cross the boundary into ``task``; the first task begins with the network as built."""
         self._cross(task)
-        if self.spec.protocol.zero_head:
+        if self.spec.protocol.zero_head and not self.spec.protocol.hidden_boundaries:
             with torch.no_grad():
                 for parameter in list(self.model.parameters())[-2:]:
                     parameter.zero_()
@@ -68,20 +68,22 @@ class Learner:
             return
         if self.method.fresh:
             self._begin(task)
-        elif self.handle is not None:
+        elif self.handle is not None and not self.spec.protocol.hidden_boundaries:
             self.handle.task(f"task-{task}")
 
     def learn(self, task: Task) -> TaskResult:
         """One pass over the task's batches; each batch is answered before it is learned."""
-        model, optimizer, protocol = self.model, self.optimizer, self.spec.protocol
+        model, optimizers, protocol = self.model, self.optimizers, self.spec.protocol
         counts, loss_fn, show = _Counts(protocol.judge), protocol.loss, protocol.presenter(task, "learn")
         for batch in task.batches(protocol.batch, protocol.epochs):
             inputs, targets = show(*batch)
             outputs = protocol.answers(task, call(model, inputs))
             loss = loss_fn(outputs, targets)
-            optimizer.zero_grad()
+            for optimizer in optimizers:
+                optimizer.zero_grad()
             loss.backward()
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
             counts.add(outputs.detach(), targets, loss.detach())
         self.steps += counts.steps
         return counts.result()
@@ -104,7 +106,7 @@ class Learner:
         return {
             "steps": self.steps,
             "model": dict(self.model.state_dict()),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [o.state_dict() for o in self.optimizers],
             "handle": None if self.handle is None else self.handle.state_dict(),
             "rng": torch.get_rng_state(),
         }
@@ -113,7 +115,8 @@ class Learner:
         """Inverse of `state_dict`."""
         self.steps = state["steps"]
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
         if self.handle is not None:
             self.handle.load_state_dict(state["handle"])
         torch.set_rng_state(state["rng"])

@@ -80,7 +80,7 @@ def _continue(spec: RunSpec, store: Run, measure: Measure, progress: Progress | 
         store.append(task_rows(spec, learner.steps, task, result, learner.score(task)))
         if index in measured:
             rows, arrays = measured_rows(
-                spec, learner.steps, task, learner.model, learner.optimizer, measure, memory
+                spec, learner.steps, task, learner.model, learner.optimizers, measure, memory
             )
             store.append(rows)
             if arrays:

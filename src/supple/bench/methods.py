@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from supple.interventions import Intervention
 
 
+#: steps between two resets where boundaries are hidden: the published period of ReDo and ReGraMa
+UNTOLD_EVERY = 1000
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """One arm of a comparison.
@@ -29,8 +33,9 @@ class Method:
     name: str
     title: str
     activation: str = "relu"
-    norm: bool = False
-    hidden: bool = True
+    norm: str = ""
+    depth: int | None = None
+    dropout: float = 0.0
     fresh: bool = False
     intervention: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -40,13 +45,24 @@ class Method:
         """The network at the start of ``task``, drawn by (seed, task): equal for methods of equal shape."""
 
         def make() -> nn.Module:
-            return build(protocol, activation=self.activation, norm=self.norm, hidden=self.hidden)
+            return build(
+                protocol,
+                activation=self.activation,
+                norm=self.norm,
+                depth=self.depth,
+                dropout=self.dropout,
+            )
 
         return keyed(make, seed, "network", task)
 
     def settings_in(self, protocol: Protocol, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Own defaults, then the protocol's, then the caller's."""
-        return {**self.settings, **protocol.settings.get(self.name, {}), **(overrides or {})}
+        """Own defaults, then the protocol's, then the caller's; with hidden boundaries no schedule is "task"."""
+        found = {**self.settings, **protocol.settings.get(self.name, {}), **(overrides or {})}
+        if not protocol.hidden_boundaries or not self.intervention:
+            return found
+        if "parts" in found:
+            return {**found, "parts": [_by_steps(part["name"], part) for part in found["parts"]]}
+        return _by_steps(self.intervention, found)
 
     def create(self, settings: Mapping[str, Any], seed: int, initial: str = "auto") -> Intervention | None:
         """The intervention, or None; it is told the run's seed and the network's initialiser if it asks."""
@@ -64,6 +80,16 @@ class Method:
         return interventions.create(self.intervention, **own)
 
 
+def _by_steps(intervention: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with ``every="task"`` replaced by a number of steps."""
+    from supple import interventions
+
+    fields = {f.name: f.default for f in dataclasses.fields(interventions.available()[intervention])}
+    if settings.get("every", fields.get("every")) != "task":
+        return dict(settings)
+    return {**settings, "every": UNTOLD_EVERY}
+
+
 def _table(*methods: Method) -> dict[str, Method]:
     return {m.name: m for m in methods}
 
@@ -71,7 +97,8 @@ def _table(*methods: Method) -> dict[str, Method]:
 METHODS = _table(
     Method(name="plain", title="Plain ReLU network"),
     Method(name="fresh", title="Fresh network each task", fresh=True),
-    Method(name="linear", title="Linear model", hidden=False, cost=0.7),
+    Method(name="linear", title="Linear model", depth=0, cost=0.7),
+    Method(name="shallow", title="One hidden layer", depth=1, cost=0.8),
     Method(
         name="regrama",
         title="ReGraMa",
@@ -105,7 +132,7 @@ METHODS = _table(
     Method(name="clipping", title="Weight clipping", intervention="WeightClipping", cost=1.1),
     Method(name="trac", title="TRAC", intervention="TRAC", cost=1.5),
     Method(
-        name="nap", title="Normalise and project", norm=True, intervention="NormalizeAndProject", cost=1.5
+        name="nap", title="Normalise and project", norm="layer", intervention="NormalizeAndProject", cost=1.5
     ),
     Method(
         name="spectral_regrama",
@@ -131,7 +158,7 @@ METHODS = _table(
     Method(
         name="layernorm_l2",
         title="Layer normalisation and L2",
-        norm=True,
+        norm="layer",
         intervention="L2",
         settings={"coef": 1e-3},
         cost=1.6,
@@ -144,7 +171,9 @@ METHODS = _table(
     ),
     Method(name="crelu", title="CReLU (half width)", activation="crelu", cost=1.2),
     Method(name="fourier", title="Fourier features (half width)", activation="fourier", cost=1.2),
-    Method(name="layernorm", title="Layer normalisation", norm=True, cost=1.3),
+    Method(name="layernorm", title="Layer normalisation", norm="layer", cost=1.3),
+    Method(name="batchnorm", title="Batch normalisation", norm="batch", cost=1.4),
+    Method(name="dropout", title="Dropout (rate 0.1)", dropout=0.1, cost=1.2),
 )
 
 

@@ -27,24 +27,36 @@ NETWORKS = ("mlp", *IMAGE_NETWORKS)
 
 
 def build(
-    protocol: Protocol, *, activation: str = "relu", norm: bool = False, hidden: bool = True
+    protocol: Protocol,
+    *,
+    activation: str = "relu",
+    norm: str = "",
+    depth: int | None = None,
+    dropout: float = 0.0,
 ) -> nn.Module:
     """The network of a protocol as a method wants it; what a network has no form of is refused by name.
 
-    ``hidden=False``: a linear model of the flat input instead.
+    ``depth``: of the hidden layers the first so many, as an MLP of the flat input; 0 is a linear model.
     """
     name = protocol.network
+    if norm == "batch" and protocol.batch == 1:
+        raise InputError(
+            "batch normalisation needs batches of two or more", found="batch 1", where=protocol.name
+        )
     if name == "mlp":
-        widths = protocol.hidden if hidden else ()
-        return MLP((protocol.inputs, *widths, protocol.outputs), activation, norm=norm)
-    if not hidden and protocol.metric == "accuracy":
-        return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(protocol.shape), protocol.outputs))
-    if not hidden or activation != "relu" or norm:
+        sizes = (protocol.inputs, *protocol.hidden[:depth], protocol.outputs)
+        return MLP(sizes, activation, norm=norm or False, dropout=dropout)
+    if depth is not None and protocol.metric == "accuracy":
+        sizes = (math.prod(protocol.shape), *protocol.hidden[:depth], protocol.outputs)
+        return nn.Sequential(nn.Flatten(), MLP(sizes, init="default"))
+    if depth is not None or activation != "relu" or norm or dropout:
         wanted = (
-            "a linear form"
-            if not hidden
-            else "layer normalisation"
+            ("one hidden layer" if depth else "a linear form")
+            if depth is not None
+            else f"{norm} normalisation"
             if norm
+            else "dropout"
+            if dropout
             else f"the activation {activation}"
         )
         raise InputError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -29,7 +29,7 @@ class Scene:
     """
 
     model: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizers: Sequence[torch.optim.Optimizer]
     batch: tuple[Any, Tensor]
     loss_fn: Callable[[Tensor, Tensor], Tensor]
     instruments: str
@@ -51,7 +51,7 @@ def observe_scene(scene: Scene) -> tuple[Iterable[Record], Mapping[str, Tensor]]
         scene.model,
         scene.batch,
         scene.loss_fn,
-        optimizer=scene.optimizer,
+        optimizer=list(scene.optimizers),
         instruments=scene.instruments,
         topology=scene.memory.get("topology"),
         seed=scene.seed,
@@ -90,7 +90,7 @@ def measured_rows(
     steps: int,
     task: Task,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     measure: Measure,
     memory: dict[str, Any],
 ) -> tuple[list[Record], Mapping[str, Tensor]]:
@@ -102,7 +102,7 @@ def measured_rows(
     edge = task.index in (measured[0], measured[-1])
     scene = Scene(
         model=model,
-        optimizer=optimizer,
+        optimizers=optimizers,
         batch=spec.protocol.presenter(task, "probe")(*task.probe(spec.probe)),
         loss_fn=spec.protocol.loss,
         instruments=spec.edge_instruments if edge else spec.instruments,

@@ -270,3 +270,48 @@ def loss_from_reference(curve: Values, reference: Values) -> float:
     if len(curve) != len(reference):
         raise InputError("both curves need the same tasks", found=f"{len(curve)} and {len(reference)}")
     return final_tenth(reference) - final_tenth(curve)
+
+
+# -- when ------------------------------------------------------------------------------------------
+def onset(
+    curves: Values, reference: Values, *, margin: float = 0.05, level: float = 0.95, seed: int = 0
+) -> Estimate | None:
+    """The first task from which a curve stays below the reference by more than a margin, to the end.
+
+    Of d_t = mean over runs of curve - reference, smoothed by a running mean over a twentieth of the tasks; the
+    interval is that of a bootstrap over runs in which a course that never falls counts as the number of tasks.
+
+    Args:
+        curves, reference: (runs, tasks), runs of equal seed in the same order.
+
+    Returns:
+        The task, counted from 0, or None where it does not come.
+
+    >>> fresh = [[0.9] * 40] * 3
+    >>> worn = [[0.9] * 20 + [0.7] * 20] * 3
+    >>> onset(worn, fresh).value
+    20.0
+    """
+    x, y = (_checked(v, "onset", 2) for v in (curves, reference))
+    if x.shape != y.shape:
+        raise InputError("onset needs as many runs and tasks on both sides", found=f"{x.shape} and {y.shape}")
+    d = x - y
+    first = _first_below(d.mean(0), margin)
+    if first == d.shape[1]:
+        return None
+    if len(d) == 1:
+        return Estimate(float(first), math.nan, math.nan, 1)
+    draw = np.random.default_rng(seed)
+    found = [_first_below(d[draw.integers(len(d), size=len(d))].mean(0), margin) for _ in range(RESAMPLES)]
+    lo, hi = np.quantile(found, [0.5 - level / 2, 0.5 + level / 2])
+    return Estimate(float(first), float(lo), float(hi), len(d))
+
+
+def _first_below(d: Floats, margin: float) -> int:
+    """The first index from which the smoothed course stays below -margin; its length where there is none."""
+    width = max(1, len(d) // 20)
+    sums = np.cumsum(np.r_[0.0, d])
+    ends = np.minimum(np.arange(len(d)) + width, len(d))  # the mean of the coming ``width`` tasks
+    smooth = (sums[ends] - sums[np.arange(len(d))]) / (ends - np.arange(len(d)))
+    above = np.flatnonzero(smooth >= -margin)
+    return int(above[-1]) + 1 if len(above) else 0

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from supple.bench import methods, statistics
 from supple.bench.cohort.engine import COHORTS
 from supple.bench.rows import curve
@@ -21,7 +23,7 @@ REFERENCE = "fresh"
 
 @dataclass(frozen=True)
 class Row:
-    """One method on one protocol. ``against_fresh`` pairs seeds that both have."""
+    """One method on one protocol. ``against_fresh`` and ``onset`` pair seeds that both have."""
 
     protocol: str
     method: str
@@ -32,6 +34,7 @@ class Row:
     area: Estimate
     from_peak: Estimate
     against_fresh: Paired | None
+    onset: Estimate | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, three numbers for each estimate."""
@@ -44,6 +47,7 @@ class Row:
                 "p": self.against_fresh.p_value,
                 "pairs": self.against_fresh.difference.samples,
             }
+            row["onset"] = None if self.onset is None else _numbers(self.onset)
         return row
 
 
@@ -94,15 +98,25 @@ class Summary:
         for protocol in dict.fromkeys(r.protocol for r in self.rows):
             lines += [
                 protocol,
-                f"{'method':<18}{'n':>3}{'first':>7}{'last tenth':>21}{'end':>7}{'minus fresh':>23}",
+                f"{'method':<18}{'n':>3}{'first':>7}{'last tenth':>21}{'minus fresh':>23}{'onset':>8}",
             ]
             for r in sorted((r for r in self.rows if r.protocol == protocol), key=lambda r: -r.last.value):
+                fresh = "" if r.against_fresh is None else _short(r.against_fresh.difference, sign=True)
                 lines.append(
-                    f"{r.method:<18}{len(r.seeds):>3}{r.first.value:>7.3f}{_short(r.last):>21}{r.end.value:>7.3f}"
-                    f"{'' if r.against_fresh is None else _short(r.against_fresh.difference, sign=True):>23}"
+                    f"{r.method:<18}{len(r.seeds):>3}{r.first.value:>7.3f}{_short(r.last):>21}{fresh:>23}"
+                    f"{_when(r):>8}".rstrip()
                 )
+        if any(r.onset for r in self.rows):
+            lines.append("onset: the task from which a method stays below the fresh network by 0.05")
         lines += [f"left out: {name}: {why}" for name, why in self.left_out.items()]
         return "\n".join(lines)
+
+
+def _when(row: Row) -> str:
+    """The onset in the table; its interval is in the JSON."""
+    if row.against_fresh is None:
+        return ""
+    return "never" if row.onset is None else f"{row.onset.value:.0f}"
 
 
 def _short(e: Estimate, sign: bool = False) -> str:
@@ -112,6 +126,18 @@ def _short(e: Estimate, sign: bool = False) -> str:
 
 def collect(root: str | Path) -> Summary:
     """Summarise all runs under ``root``. Unfinished and damaged runs are left out and named.
+
+    Raises:
+        StoreError: nothing there.
+    """
+    runs, left_out = stored_runs(root)
+    order = list(methods.METHODS)
+    keys = sorted(runs, key=lambda k: (k[0], order.index(k[1]) if k[1] in order else len(order)))
+    return Summary([_row(key, runs[key], runs.get((key[0], REFERENCE), {})) for key in keys], left_out)
+
+
+def stored_runs(root: str | Path) -> tuple[dict[tuple[str, str], dict[int, StoredRun]], dict[str, str]]:
+    """(protocol, method) -> seed -> finished run below ``root``, and what was left out with the reason.
 
     The folder of a run has ``manifest.json``; where it lies below ``root`` does not matter.
 
@@ -136,9 +162,7 @@ def collect(root: str | Path) -> Summary:
         runs.setdefault((about["protocol"]["name"], about["method"]), {})[about["seed"]] = stored
     if not runs and not left_out:
         raise StoreError("there are no runs here", where=str(root))
-    order = list(methods.METHODS)
-    keys = sorted(runs, key=lambda k: (k[0], order.index(k[1]) if k[1] in order else len(order)))
-    return Summary([_row(key, runs[key], runs.get((key[0], REFERENCE), {})) for key in keys], left_out)
+    return runs, left_out
 
 
 def _row(key: tuple[str, str], runs: Mapping[int, StoredRun], fresh: Mapping[int, StoredRun]) -> Row:
@@ -146,11 +170,13 @@ def _row(key: tuple[str, str], runs: Mapping[int, StoredRun], fresh: Mapping[int
     online = [curve(runs[s].records, "online") for s in seeds]
     end = [curve(runs[s].records, "end") for s in seeds]
     pairs = [s for s in seeds if s in fresh]
-    against = None
+    against = when = None
     if pairs and key[1] != REFERENCE:
         own = [statistics.final_tenth(curve(runs[s].records, "online")) for s in pairs]
         other = [statistics.final_tenth(curve(fresh[s].records, "online")) for s in pairs]
         against = statistics.paired(own, other)
+        a, b = (np.array([curve(found[s].records, "online") for s in pairs]) for found in (runs, fresh))
+        when = statistics.onset(a, b)
     return Row(
         protocol=key[0],
         method=key[1],
@@ -161,4 +187,5 @@ def _row(key: tuple[str, str], runs: Mapping[int, StoredRun], fresh: Mapping[int
         area=statistics.mean([statistics.area(c) for c in online]),
         from_peak=statistics.mean([statistics.loss_from_peak(c) for c in online]),
         against_fresh=against,
+        onset=when,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from supple.cli.diagnose import check_target
 from supple.errors import InputError
@@ -74,7 +74,11 @@ class BenchRun:
     tasks: int | None = None
     """Number of tasks instead of the preset's; a run of another length is another run."""
     optimizer: str | None = None
-    """sgd, momentum, adam, adamw, rmsprop or adagrad instead of the protocol's."""
+    """sgd, momentum, adam, adamw, rmsprop, adagrad or muon instead of the protocol's."""
+    layers: str | None = None
+    """Widths of the hidden layers of an MLP instead of the preset's, such as 64,64; another run, by its name."""
+    hidden_boundaries: bool = False
+    """No method is told where a task ends; what acts at boundaries acts every 1,000 steps instead."""
     iid: bool = False
     """The control: the same samples shuffled over all tasks into one stream."""
     data: Path | None = None
@@ -111,7 +115,21 @@ class BenchRun:
         if self.data is not None:
             os.environ["SUPPLE_DATA"] = str(self.data)  # the workers inherit it
         changed = {k: v for k in ("tasks", "optimizer") if (v := getattr(self, k)) is not None}
-        protocol = protocols.create(self.protocol, self.preset or "demo", iid=self.iid, **changed)
+        if self.layers is not None:
+            changed.update(widths(self.layers))
+        protocol = protocols.create(
+            self.protocol,
+            self.preset or "demo",
+            iid=self.iid,
+            hidden_boundaries=self.hidden_boundaries,
+            **changed,
+        )
+        if self.layers is not None and protocol.network != "mlp":
+            raise InputError(
+                "--layers is for protocols with an MLP",
+                found=f"network {protocol.network}",
+                where=protocol.name,
+            )
         protocol.check()
         wanted = self.methods or "plain,fresh,regrama"
         specs = grid(
@@ -135,6 +153,8 @@ class BenchRun:
             "--optimizer": self.optimizer,
             "--iid": self.iid or None,
             "--data": self.data,
+            "--layers": self.layers,
+            "--hidden-boundaries": self.hidden_boundaries or None,
         }
         if given := [flag for flag, value in own.items() if value is not None]:
             raise InputError(
@@ -154,36 +174,13 @@ class BenchRun:
         return 0
 
 
-@dataclass(frozen=True)
-class BenchReport:
-    """Compare the finished runs of a folder: one row a method, means with t intervals over seeds."""
-
-    folder: Path
-    """Where the runs are."""
-    csv: Path | None = None
-    """Write the table as CSV to this file."""
-    json: Path | None = None
-    """Write the table as JSON to this file, or to stdout with -."""
-
-    def run(self) -> int:
-        from supple.bench import collect
-        from supple.bench.experiments import of_folder
-        from supple.cli.console import note, write_text
-        from supple.cli.experiments import show_experiment
-
-        check_target(self.json)
-        check_target(self.csv)
-        if not self.folder.is_dir():
-            raise InputError("there is no such folder", where=str(self.folder))
-        if experiment := of_folder(self.folder):
-            if self.csv is not None:
-                raise InputError(
-                    f"{experiment.name} has no CSV table", where=str(self.folder), do="use --json"
-                )
-            return show_experiment(experiment, self.folder, self.json)
-        if self.csv is not None:
-            note(f"wrote {write_text(self.csv, collect(self.folder).to_csv())}")
-        return show(self.folder, self.json)
+def widths(text: str) -> dict[str, Any]:
+    """``--layers``: the protocol's fields; an error names what is no width."""
+    parts = text.split(",")
+    if not all(p.strip().isdigit() and int(p) > 0 for p in parts):
+        raise InputError("--layers takes whole numbers separated by commas", found=text, do="such as 64,64")
+    found = tuple(int(p) for p in parts)
+    return {"hidden": found, "variant": "layers-" + "-".join(map(str, found))}
 
 
 def show(folder: Path, json: Path | None) -> int:

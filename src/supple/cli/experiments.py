@@ -28,6 +28,8 @@ def run_experiment(experiment: Experiment, asked: BenchRun) -> int:
         "--optimizer": asked.optimizer is not None,
         "--data": asked.data is not None,
         "--iid": asked.iid,
+        "--layers": asked.layers is not None,
+        "--hidden-boundaries": asked.hidden_boundaries,
     }
     if given := [flag for flag, set_ in own.items() if set_]:
         raise InputError(f"{experiment.name} has its own cases, in one process; it takes no {given[0]}")

@@ -45,7 +45,8 @@ def parse(argv: Sequence[str] | None) -> Any:
 
     import tyro
 
-    from supple.cli.bench import BenchList, BenchReport, BenchRun
+    from supple.cli.bench import BenchList, BenchRun
+    from supple.cli.bench_report import BenchReport
     from supple.cli.demo import Demo
     from supple.cli.diagnose import Diagnose
     from supple.cli.experiments import BenchFit

@@ -26,6 +26,10 @@ ACTIVATIONS: dict[str, tuple[type[nn.Module], int]] = {
 }
 
 
+#: norms before the activation, by name
+NORMS: dict[str, type[nn.Module]] = {"layer": nn.LayerNorm, "batch": nn.BatchNorm1d}
+
+
 def make_activation(name: str) -> tuple[nn.Module, int]:
     """A new activation module, and how many outputs it has for each unit.
 
@@ -50,7 +54,8 @@ class MLP(nn.Sequential):
 
     ``sizes`` are inputs, what each hidden layer shows to the next one, and outputs; an activation with
     two outputs per unit (``"crelu"``, ``"fourier"``) gets half as many units. Weights are He-uniform and
-    biases zero, or PyTorch's default with ``init="default"``. Two sizes make a linear model.
+    biases zero, or PyTorch's default with ``init="default"``. ``norm`` is "layer" (True), "batch" or False,
+    ``dropout`` the rate behind every activation. Two sizes make a linear model.
 
     >>> net = MLP((64, 64, 64, 10))
     >>> sum(p.numel() for p in net.parameters())
@@ -58,8 +63,16 @@ class MLP(nn.Sequential):
     """
 
     def __init__(
-        self, sizes: Sequence[int], activation: str = "relu", *, norm: bool = False, init: str = "he_uniform"
+        self,
+        sizes: Sequence[int],
+        activation: str = "relu",
+        *,
+        norm: bool | str = False,
+        init: str = "he_uniform",
+        dropout: float = 0.0,
     ) -> None:
+        if norm not in (False, True, *NORMS):
+            raise InputError(f"unknown norm {norm!r}", do=f"choose one of {', '.join(NORMS)}")
         if len(sizes) < 2 or min(sizes) < 1 or init not in ("he_uniform", "default"):
             raise InputError(
                 "an MLP needs at least two positive sizes, and init 'he_uniform' or 'default'",
@@ -73,8 +86,10 @@ class MLP(nn.Sequential):
                 raise InputError(f"{activation} needs an even width", found=seen, where=f"fc{i}")
             parts[f"fc{i}"] = nn.Linear(width, seen // outputs)
             if norm:
-                parts[f"norm{i}"] = nn.LayerNorm(seen // outputs)
+                parts[f"norm{i}"] = NORMS["layer" if norm is True else str(norm)](seen // outputs)
             parts[f"act{i}"] = act
+            if dropout:
+                parts[f"drop{i}"] = nn.Dropout(dropout)
             width = seen
         parts["head"] = nn.Linear(width, sizes[-1])
         super().__init__(parts)

@@ -4,8 +4,22 @@ that were measured elsewhere; nothing is measured here.
 
 from __future__ import annotations
 
+from supple.report.comparison import Comparison, ComparisonPage, Course, drawings, latex, write_comparison
 from supple.report.data import Arm, Spread, Story
 from supple.report.page import write_diagnosis, write_story
 from supple.report.words import verdict
 
-__all__ = ["Arm", "Spread", "Story", "verdict", "write_diagnosis", "write_story"]
+__all__ = [
+    "Arm",
+    "Comparison",
+    "ComparisonPage",
+    "Course",
+    "Spread",
+    "Story",
+    "drawings",
+    "latex",
+    "verdict",
+    "write_comparison",
+    "write_diagnosis",
+    "write_story",
+]

@@ -44,7 +44,7 @@ def write_story(story: Story, path: str | Path) -> Path:
         mechanisms.kernel(story.worn, story.fresh),
         curves.stability_map(story),
     ]
-    return _write(
+    return write(
         path,
         "story.html",
         title=_title(story),
@@ -66,7 +66,7 @@ def write_diagnosis(report: DiagnosisReport, path: str | Path) -> Path:
     ]
     present = [MECHANISM_NAMES[f.mechanism] for f in report.present]
     title = f"Diagnosis: {', '.join(present)} present" if present else "Diagnosis: no mechanism present"
-    return _write(
+    return write(
         path,
         "diagnosis.html",
         title=title,
@@ -136,7 +136,8 @@ def _title(story: Story) -> str:
     return "A network that lost its ability to learn"
 
 
-def _write(path: str | Path, template: str, **values: Any) -> Path:
+def write(path: str | Path, template: str, **values: Any) -> Path:
+    """Render a template and put it in place at once."""
     import jinja2
 
     environment = jinja2.Environment(

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -98,6 +99,21 @@ def to_svg(drawn: Figure, name: str, label: str) -> str:
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     return text.replace("<svg", f'<svg role="img" aria-label="{escape(label, quote=True)}"', 1)
+
+
+def save(drawn: Figure, folder: Path | None, name: str) -> None:
+    """The figure as ``name.svg`` and ``name.png`` in a folder, on white; nothing without a folder."""
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [line for ax in drawn.axes for line in (*ax.get_xgridlines(), *ax.get_ygridlines())]
+    for line in lines:  # on the page the grid is made faint by its colour, see `to_svg`
+        line.set_alpha(0.18)
+    for kind in ("svg", "png"):
+        fixed: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": 200}
+        drawn.savefig(folder / f"{name}.{kind}", facecolor="white", transparent=False, **fixed)
+    for line in lines:
+        line.set_alpha(None)
 
 
 def look(place: int) -> dict[str, Any]:

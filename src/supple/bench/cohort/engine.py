@@ -17,6 +17,7 @@ from supple.bench.cohort.group import Group, intervention_of, rhythm
 from supple.bench.cohort.stack import check_chain
 from supple.bench.learner import TaskResult
 from supple.bench.loop import Progress, one_thread
+from supple.bench.optimizers import SEVERAL
 from supple.bench.rows import Measure, measured_rows, observe_scene, run_name, summarise, task_rows
 from supple.bench.spec import RunSpec
 from supple.errors import InputError
@@ -34,6 +35,10 @@ def supports(spec: RunSpec) -> str | None:
     """None, or why the cohort cannot take this run."""
     if not spec.protocol.even_tasks:
         return f"{REFUSED} (tasks of {spec.protocol.name} have different numbers of samples under different seeds)"
+    if spec.protocol.hidden_boundaries:
+        return f"{REFUSED} (its stacked methods are told the boundaries)"
+    if spec.protocol.optimizer in SEVERAL:
+        return f"{REFUSED} ({spec.protocol.optimizer} is several optimizers)"
     if spec.protocol.metric != "accuracy" or spec.protocol.zero_head:
         return f"{REFUSED} ({spec.protocol.name} has a loss or a head of its own)"
     rule = intervention_of(spec)
@@ -161,7 +166,7 @@ class _Cohort:
     def _look(self, group: Group, place: int, slot: int, task: Task) -> None:
         spec = self.specs[slot]
         model, optimizer = group.network(place)
-        rows, arrays = measured_rows(spec, self.steps, task, model, optimizer, self.measure, self.memory)
+        rows, arrays = measured_rows(spec, self.steps, task, model, [optimizer], self.measure, self.memory)
         self.store.append(rows)
         if arrays:
             self.store.arrays(f"slot-{slot}.{task.name}", arrays)

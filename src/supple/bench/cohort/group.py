@@ -46,7 +46,7 @@ class Group:
 
     def _begin(self, task: int) -> None:
         self.stack = Stack([methods.get(s.method).build(self.protocol, s.seed, task) for s in self.specs])
-        self.optimizer = self.protocol.build_optimizer([self.stack.flat])
+        (self.optimizer,) = self.protocol.build_optimizers([self.stack.flat])
 
     def start(self, task: int) -> None:
         """Cross the boundary into ``task``."""
@@ -108,7 +108,7 @@ class Group:
         """One slot as a module and an optimizer of its own, as the loop would hold them."""
         spec = self.specs[slot]
         model = self.stack.read(slot, methods.get(spec.method).build(self.protocol, spec.seed))
-        optimizer = self.protocol.build_optimizer(model.parameters())
+        (optimizer,) = self.protocol.build_optimizers(model.parameters())
         shared = self.optimizer.state.get(self.stack.flat, {})
         pieces = {
             k: self.stack.pieces(v, slot) for k, v in shared.items() if isinstance(v, Tensor) and v.dim() == 2
@@ -156,7 +156,7 @@ def rhythm(spec: RunSpec) -> tuple[Any, ...]:
     """What the runs of one group have in common: the shape of the network and what happens at a step."""
     method, rule = methods.get(spec.method), intervention_of(spec)
     chain = (rule.memory, rule.restart) if isinstance(rule, CChain) else ()
-    return (method.hidden, method.fresh, *chain)
+    return (method.depth, method.fresh, *chain)
 
 
 class _Counts:

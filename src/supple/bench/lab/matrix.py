@@ -70,7 +70,7 @@ class Length:
 
 LENGTHS: Mapping[str, Length] = {
     "tiny": Length(1, 2, 40),
-    "small": Length(5, 4, 200),
+    "small": Length(3, 4, 200),
     "day": Length(10, 10, 400),
 }
 

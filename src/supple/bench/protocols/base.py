@@ -26,6 +26,10 @@ def sourced(default: Any, source: str) -> Any:
     return dataclasses.field(default=default, metadata={"source": source})
 
 
+#: fields that the label tells
+IN_LABEL = ("iid", "hidden_boundaries", "variant")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     """Base of all protocols. A subclass gives every field a default with `sourced`, and makes its stream."""
@@ -56,6 +60,10 @@ class Protocol:
 
     #: the i.i.d. control of the protocol: another protocol, with a name of its own
     iid: bool = sourced(False, "the control: the same samples shuffled into one stream")
+    #: nobody is told where a task ends: no reset at a boundary, no head set to zero
+    hidden_boundaries: bool = sourced(False, "whether boundaries are untold")
+    #: what the name says of values that were changed from the preset's
+    variant: str = sourced("", "changed from the preset")
 
     def __post_init__(self) -> None:
         for field in ("tasks", "batch", "epochs", "inputs", "outputs"):
@@ -99,7 +107,8 @@ class Protocol:
     @property
     def label(self) -> str:
         """The name under which runs are kept."""
-        return f"{self.name}-iid" if self.iid else self.name
+        marks = ("iid" * self.iid, "hidden-boundaries" * self.hidden_boundaries, self.variant)
+        return "-".join([self.name, *(m for m in marks if m)])
 
     def check(self) -> None:
         """Raise what a run would raise for want of data, and decode the data, before any worker starts."""
@@ -136,8 +145,8 @@ class Protocol:
         right = (outputs.argmax(-1) == targets) & finite
         return int(right.sum()), int((~finite).sum())
 
-    def build_optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-        """A new optimizer as the protocol has it."""
+    def build_optimizers(self, parameters: Iterable[Tensor]) -> list[torch.optim.Optimizer]:
+        """New optimizers as the protocol has them: one, but for "muon"."""
         return OPTIMIZERS[self.optimizer](parameters, self.lr)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -149,7 +158,7 @@ class Protocol:
 
     def to_dict(self) -> dict[str, Any]:
         """Name and every value, as plain types."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "iid"}
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in IN_LABEL}
         return {"name": self.label, **values}
 
     @classmethod

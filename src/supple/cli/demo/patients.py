@@ -73,7 +73,7 @@ class Patient:
             model,
             stream.task(last).probe(PROBE),
             self.protocol.loss,
-            optimizer=self.protocol.build_optimizer(model.parameters()),
+            optimizer=self.protocol.build_optimizers(model.parameters())[0],
             reference=self.factory,
             budget=self.budget,
             earlier=earlier,

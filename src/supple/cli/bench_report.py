@@ -1,0 +1,72 @@
+"""`supple bench report`: compare what was run, as text, CSV, JSON, LaTeX, a page and figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from supple.cli.bench import show
+from supple.cli.diagnose import check_target
+from supple.cli.experiments import show_experiment
+from supple.errors import InputError
+
+if TYPE_CHECKING:
+    from supple.bench.experiments import Experiment
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """Compare the finished runs of a folder: one row a method, means with t intervals over seeds."""
+
+    folder: Path
+    """Where the runs are."""
+    csv: Path | None = None
+    """Write the table as CSV to this file."""
+    json: Path | None = None
+    """Write the table as JSON to this file, or to stdout with -."""
+    latex: Path | None = None
+    """Write the tables as LaTeX (booktabs) to this file."""
+    html: Path | None = None
+    """Write a page with courses over tasks, instruments and tables to this file."""
+    figures: Path | None = None
+    """Write every figure as SVG and PNG into this folder."""
+
+    def run(self) -> int:
+        from supple.bench.experiments import of_folder
+
+        files = {n: getattr(self, n) for n in ("csv", "json", "latex", "html")}
+        for target in files.values():
+            check_target(target)
+        if not self.folder.is_dir():
+            raise InputError("there is no such folder", where=str(self.folder))
+        if experiment := of_folder(self.folder):
+            return self._experiment(experiment)
+        self._write()
+        return show(self.folder, self.json)
+
+    def _experiment(self, experiment: Experiment) -> int:
+        asked = [n for n in ("csv", "latex", "html", "figures") if getattr(self, n) is not None]
+        if asked:
+            raise InputError(f"{experiment.name} has no {asked[0]}", where=str(self.folder), do="use --json")
+        return show_experiment(experiment, self.folder, self.json)
+
+    def _write(self) -> None:
+        from supple.bench import collect
+        from supple.cli.console import note, write_text
+
+        if self.csv is not None:
+            note(f"wrote {write_text(self.csv, collect(self.folder).to_csv())}")
+        if self.latex is None and self.html is None and self.figures is None:
+            return
+        from supple.bench.courses import comparison_page
+        from supple.report import drawings, latex, write_comparison
+
+        page = comparison_page(self.folder, f"supple bench report {self.folder} --html FILE")
+        if self.latex is not None:
+            note(f"wrote {write_text(self.latex, latex(page))}")
+        if self.html is not None:
+            note(f"wrote {write_comparison(page, self.html)}")
+        if self.figures is not None:
+            count = sum(d is not None for part in page.protocols for d in drawings(part, self.figures))
+            note(f"wrote {count} figure(s), each as SVG and PNG, to {self.figures}")

@@ -1,0 +1,157 @@
+"""References and sweeps of every protocol: shallow, dropout, batch norm, Muon, hidden boundaries, widths, onset."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from supple.bench import grid, protocols, run_list, with_engine
+from supple.bench.learner import Learner
+from supple.bench.methods import METHODS
+from supple.bench.protocols import create
+from supple.bench.spec import RunSpec
+from supple.bench.statistics import onset
+from supple.cli.main import main
+from supple.errors import InputError
+
+
+def _spec(method: str, **values: object) -> RunSpec:
+    (spec,) = grid(create("digits-permuted", tasks=2, hidden=(12, 10), batch=32, **values), [method], [0])
+    return spec
+
+
+def test_a_default_run_has_the_manifest_it_always_had() -> None:
+    """Runs that were computed before there were these options are still found."""
+    found = _spec("plain").manifest()
+    assert found["protocol"]["name"] == "digits-permuted"
+    assert not {"iid", "hidden_boundaries", "variant"} & set(found["protocol"])
+
+
+def test_the_shallow_network_has_one_hidden_layer() -> None:
+    model = METHODS["shallow"].build(_spec("shallow").protocol, 0)
+    assert [tuple(p.shape) for p in model.parameters() if p.dim() == 2] == [(12, 64), (10, 12)]
+    image = METHODS["shallow"].build(create("class-sequence-resnet"), 0)
+    widths = [p.shape[0] for p in image.parameters() if p.dim() == 2]
+    assert len(widths) == 2
+
+
+def test_batch_norm_and_dropout_are_in_the_network_and_off_when_it_is_judged() -> None:
+    kinds = {
+        "batchnorm": torch.nn.BatchNorm1d,
+        "dropout": torch.nn.Dropout,
+    }
+    for name, kind in kinds.items():
+        learner = Learner(_spec(name))
+        assert sum(isinstance(m, kind) for m in learner.model.modules()) == 2
+        task = learner.spec.protocol.sequence(0).task(0)
+        learner.learn(task)
+        assert learner.score(task) == learner.score(task)  # nothing random, nothing that moves
+        assert learner.model.training
+    assert next(m for m in learner.model.modules() if isinstance(m, torch.nn.Dropout)).p == 0.1
+    with pytest.raises(InputError, match="batches of two or more"):
+        METHODS["batchnorm"].build(create("digits-permuted", batch=1), 0)
+
+
+def test_muon_takes_the_hidden_matrices_and_adamw_the_rest() -> None:
+    learner = Learner(_spec("cbp", optimizer="muon"))
+    muon, adamw = learner.optimizers
+    named = {p: n for n, p in learner.model.named_parameters()}
+    assert [named[p] for p in muon.param_groups[0]["params"]] == ["fc1.weight", "fc2.weight"]
+    rest = {named[p] for p in adamw.param_groups[0]["params"]}
+    assert rest == set(named.values()) - {"fc1.weight", "fc2.weight"}
+    before = {n: p.detach().clone() for n, p in learner.model.named_parameters()}
+    learner.learn(learner.spec.protocol.sequence(0).task(0))
+    assert all(not torch.equal(p, before[n]) for n, p in learner.model.named_parameters())
+    assert len(Learner(_spec("linear", optimizer="muon")).optimizers) == 1  # no hidden matrix
+    (spec,) = with_engine([_spec("plain", optimizer="muon")], "auto")
+    assert spec.engine == "loop"
+
+
+def test_a_muon_run_continues_bit_for_bit() -> None:
+    ends = []
+    for stop in (False, True):
+        learner = Learner(_spec("regrama", optimizer="muon"))
+        stream = learner.spec.protocol.sequence(0)
+        learner.learn(stream.task(0))
+        if stop:
+            state = learner.state_dict()
+            learner = Learner(_spec("regrama", optimizer="muon"))
+            learner.load_state_dict(state)
+        learner.start(1)
+        learner.learn(stream.task(1))
+        ends.append(torch.cat([p.detach().flatten() for p in learner.model.parameters()]))
+    assert torch.equal(*ends)
+
+
+def test_hidden_boundaries_tell_no_method_and_zero_no_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    spec = _spec("regrama", hidden_boundaries=True)
+    assert spec.manifest()["method_settings"]["every"] == 1000
+    assert _spec("regrama").manifest()["method_settings"]["every"] == "task"
+    combined = _spec("spectral_regrama", hidden_boundaries=True).manifest()["method_settings"]["parts"]
+    assert [p.get("every") for p in combined] == [None, 1000]
+    assert (
+        _spec("cbp", hidden_boundaries=True).manifest()["method_settings"]
+        == _spec("cbp").manifest()["method_settings"]
+    )
+    learner = Learner(spec)
+    monkeypatch.setattr(learner.handle, "task", told.append)
+    learner.start(0)
+    learner.start(1)
+    assert told == []
+    assert spec.label == "digits-permuted-hidden-boundaries/regrama/seed-0"
+    (cohort,) = with_engine([_spec("plain", hidden_boundaries=True)], "auto")
+    assert cohort.engine == "loop"
+    monkeypatch.setattr(protocols.base.Protocol, "zero_head", True)
+    heads = []
+    for hidden in (False, True):
+        learner = Learner(_spec("plain", hidden_boundaries=hidden))
+        learner.learn(learner.spec.protocol.sequence(0).task(0))
+        learner.start(1)
+        heads.append(bool(list(learner.model.parameters())[-2].any()))
+    assert heads == [False, True]
+
+
+def test_other_widths_are_other_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = ["bench", "run", "digits-permuted", "--methods", "plain,fresh", "--seeds", "2", "--tasks", "3"]
+    for layers in ("16", "16,16"):
+        assert (
+            main([*run, "--layers", layers, "--out", str(tmp_path), "--json", str(tmp_path / "t.json")]) == 0
+        )
+    rows = json.loads((tmp_path / "t.json").read_text())["rows"]
+    assert {r["protocol"] for r in rows} == {"digits-permuted-layers-16", "digits-permuted-layers-16-16"}
+    assert "onset" in capsys.readouterr().out
+    assert main([*run, "--layers", "16,x", "--out", str(tmp_path)]) == 2
+    assert "whole numbers" in capsys.readouterr().err
+    assert main(["bench", "run", "class-sequence-resnet", "--layers", "16", "--out", str(tmp_path)]) == 2
+    assert "with an MLP" in capsys.readouterr().err
+
+
+def test_onset_of_constructed_courses() -> None:
+    tasks = np.arange(100)
+    fresh = np.full((4, 100), 0.9)
+    noise = 0.01 * np.random.default_rng(0).standard_normal((4, 100))
+    falling = 0.9 - 0.2 * (tasks >= 60) + noise
+    found = onset(falling, fresh)
+    assert found is not None
+    assert found.lo <= found.value <= found.hi
+    assert abs(found.value - 60) <= 4  # within the running mean over five tasks
+    assert onset(fresh + noise, fresh) is None
+    dip = fresh - 0.3 * ((tasks > 20) & (tasks < 40))
+    assert onset(dip, fresh) is None  # it came back
+    half = np.where(np.arange(4)[:, None] < 2, falling, fresh)
+    spread = onset(half, fresh)
+    assert spread is not None
+    assert spread.hi == 100  # some resamples hold no run that falls
+    with pytest.raises(InputError, match="as many runs"):
+        onset(falling, fresh[:3])
+
+
+def test_all_new_methods_run_to_the_end(tmp_path: Path) -> None:
+    specs = grid(create("digits-permuted", tasks=2, hidden=(12,)), ["shallow", "batchnorm", "dropout"], [0])
+    outcome = run_list(with_engine(specs, "auto"), tmp_path, workers=0)
+    assert outcome.ok, outcome.errors
