@@ -77,6 +77,8 @@ def _row(finding: Finding) -> list[str]:
     lines = wrap(where, head, " " * len(head)) if where else [head.rstrip()]
     if finding.reason:
         lines += wrap(finding.reason, "    ")
+    if finding.probability is not None:
+        lines.append(f"    probability that it costs learning: {finding.probability:.2f} (from the lab)")
     for e in (x for x in finding.evidence if x.layer == "*"):
         lines += wrap(evidence_text(e), "    - " if e.decides else "    · ", "      ")
     return lines

@@ -85,6 +85,7 @@ def finding_rows(report: DiagnosisReport) -> list[dict[str, Any]]:
             "key": f.status.value,
             "sign": SIGNS[f.status],
             "severity": "–" if f.severity is None else f"{f.severity:.2f}",
+            "probability": "–" if f.probability is None else f"{f.probability:.2f}",
             "layers": ", ".join(f.layers) if f.status is Status.PRESENT else "",
             "reason": f.reason,
             "advice": f.advice,
