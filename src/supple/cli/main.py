@@ -51,18 +51,20 @@ def parse(argv: Sequence[str] | None) -> Any:
     from supple.cli.diagnose import Diagnose
     from supple.cli.report import Report
     from supple.cli.scan import Scan
+    from supple.cli.tune import BenchTune
 
     sub, positional = tyro.conf.subcommand, tyro.conf.PositionalRequiredArgs
     bench = (
         Annotated[BenchList, sub("list")]
         | Annotated[positional[BenchRun], sub("run")]
         | Annotated[positional[BenchReport], sub("report")]
+        | Annotated[positional[BenchTune], sub("tune")]
     )
     commands = (
         Annotated[Demo, sub("demo")]
         | Annotated[Diagnose, sub("diagnose")]
         | Annotated[positional[Scan], sub("scan")]
-        | Annotated[bench, sub("bench", description="Compare methods on protocols: list, run, report.")]
+        | Annotated[bench, sub("bench", description="Compare methods on protocols: list, run, report, tune.")]
         | Annotated[positional[Report], sub("report")]
     )
     return tyro.cli(
