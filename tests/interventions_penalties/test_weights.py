@@ -378,7 +378,6 @@ def test_a_part_that_changes_the_optimizer_comes_first(problem):
 def test_what_a_combination_is_made_of():
     made = create("Combination", parts=[{"name": "L2Init", "coef": 0.5}, ReDo()])
     assert made.to_dict()["parts"][0]["coef"] == 0.5
-    assert made.costs == "low"
     for wrong, says in (
         ([], "at least one"),
         ([ReDo(), ReDo()], "one name"),

@@ -52,6 +52,7 @@ def parse(argv: Sequence[str] | None) -> Any:
     from supple.cli.experiments import BenchFit
     from supple.cli.report import Report
     from supple.cli.scan import Scan
+    from supple.cli.tune import BenchTune
 
     sub, positional = tyro.conf.subcommand, tyro.conf.PositionalRequiredArgs
     bench = (
@@ -59,12 +60,15 @@ def parse(argv: Sequence[str] | None) -> Any:
         | Annotated[positional[BenchRun], sub("run")]
         | Annotated[positional[BenchReport], sub("report")]
         | Annotated[positional[BenchFit], sub("fit")]
+        | Annotated[positional[BenchTune], sub("tune")]
     )
     commands = (
         Annotated[Demo, sub("demo")]
         | Annotated[Diagnose, sub("diagnose")]
         | Annotated[positional[Scan], sub("scan")]
-        | Annotated[bench, sub("bench", description="Compare methods on protocols: list, run, report, fit.")]
+        | Annotated[
+            bench, sub("bench", description="Compare methods on protocols: list, run, report, fit, tune.")
+        ]
         | Annotated[positional[Report], sub("report")]
     )
     return tyro.cli(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
@@ -20,6 +19,7 @@ from supple.functional import churn
 from supple.interventions.base import Optimizers, register
 from supple.interventions.past_batches import Batch, Capture, PastBatches, flatten, quiet_pass
 from supple.interventions.penalty import Gradients, Penalty, PenaltyHandle
+from supple.interventions.replicas import bare, eager, filled, several, summed
 from supple.status import Mechanism
 
 
@@ -38,10 +38,7 @@ class CChainHandle(PenaltyHandle["CChain"]):
     def __init__(self, intervention: CChain, model: nn.Module, optimizer: Optimizers) -> None:
         super().__init__(intervention, model, optimizer)
         self.device = next(model.parameters()).device
-        inner = getattr(model, "_orig_mod", model)  # the module behind torch.compile(model)
-        self.network: nn.Module = (
-            inner.module if isinstance(inner, nn.parallel.DistributedDataParallel) else inner
-        )
+        self.network = bare(model)
         self.past = PastBatches(self.rule.memory, self.rule.batch_from == "reservoir", self.rule.seed)
         self.reference: Reference | None = None
         self._next: Reference | None = None
@@ -83,11 +80,7 @@ class CChainHandle(PenaltyHandle["CChain"]):
                 do="run the model in training mode before optimizer.step()",
             )
         args, kwargs = layout.build(batch.tensors)
-        compiled = getattr(self.network, "_compiled_call_impl", None) is not None
-        eager: AbstractContextManager[Any] = (
-            torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-        )
-        with quiet_pass(self.network, self.rule.seed, self.device), eager:
+        with quiet_pass(self.network, self.rule.seed, self.device), eager(self.network):
             return self.rule.select(self.network(*args, **kwargs))
 
     def _before_step(self, optimizer: Optimizer) -> None:
@@ -180,16 +173,12 @@ class CChainHandle(PenaltyHandle["CChain"]):
         self._value = None
         found = super()._gradients(parameters)
         distance = self._value
-        if self.rule.sync and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if self.rule.sync and several():
             # The batch is this rank's own and .grad has been reduced already. Every rank takes part,
             # also one without a term, or the others would wait for it.
-            tensors = list(parameters.values())
-            filled = [
-                torch.zeros_like(p) if g is None else g
-                for g, p in zip(found or [None] * len(tensors), tensors, strict=True)
-            ]
             nan = torch.full((), math.nan, device=self.device)
-            found, distance, self._loss = average(filled, nan if distance is None else distance, self._loss)
+            own = filled(found, parameters.values())
+            found, distance, self._loss = average(own, nan if distance is None else distance, self._loss)
         if distance is not None and self.rule.target is not None:  # a fixed coefficient needs no means
             self._remember(distance, self._loss)
         return found
@@ -245,12 +234,10 @@ def average(
     numbers = torch.stack([distance.float(), loss.float()])
     known = numbers.isfinite()
     numbers = torch.where(known, numbers, torch.zeros_like(numbers))
-    flat = torch.cat([*(g.flatten().float() for g in gradients), numbers, known.float()])
-    dist.all_reduce(flat)
-    *parts, total, count = flat.split([*(g.numel() for g in gradients), 2, 2])
+    totals, (total, count) = summed(gradients, numbers, known.float())
     means = torch.where(count > 0, total / count, torch.full_like(total, math.nan))
     world = dist.get_world_size()
-    shaped = [(p / world).view_as(g).to(g.dtype) for p, g in zip(parts, gradients, strict=True)]
+    shaped = [(t / world).to(g.dtype) for t, g in zip(totals, gradients, strict=True)]
     return cast("list[Tensor | None]", shaped), means[0], means[1]
 
 

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from supple.errors import AttachError, InputError
 from supple.interventions.base import Handle, Intervention, Optimizers, create, names, register
 
-_COSTS = ("low", "medium", "high")
-
 
 @register
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Combination(Intervention):
     parts: tuple[Intervention, ...] = ()
 
     mechanism: ClassVar[None] = None
-    cost: ClassVar[str] = "high"  # of the class; that of an instance is `costs`
+    cost: ClassVar[str] = "high"  # that of its dearest part
     source: ClassVar[str] = "Lyle et al., arXiv 2402.18762 (combinations in general)"
 
     def __post_init__(self) -> None:
@@ -59,11 +57,6 @@ class Combination(Intervention):
         own = [part.name for part in made]
         if len(set(own)) < len(own):
             raise InputError("two parts of a combination have one name", found=names(made))
-
-    @property
-    def costs(self) -> str:
-        """The highest cost of a part."""
-        return max((part.cost for part in self.parts), key=_COSTS.index)
 
     def attach(self, model: nn.Module, optimizer: Optimizers, *, inputs: Any = None) -> CombinationHandle:
         """Attach every part in order; where one refuses, those before it are detached again."""

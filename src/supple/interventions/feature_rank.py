@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
@@ -16,6 +14,7 @@ from supple.functional import feature_rank_penalty
 from supple.interventions.base import Optimizers, register
 from supple.interventions.past_batches import Capture, PastBatches, quiet_pass
 from supple.interventions.penalty import Gradients, Penalty, PenaltyHandle
+from supple.interventions.replicas import bare, eager, filled, several, summed
 from supple.status import Mechanism
 
 
@@ -24,10 +23,7 @@ class FeatureRankHandle(PenaltyHandle["FeatureRank"]):
 
     def __init__(self, intervention: FeatureRank, model: nn.Module, optimizer: Optimizers) -> None:
         super().__init__(intervention, model, optimizer)
-        inner = getattr(model, "_orig_mod", model)
-        self.network: nn.Module = (
-            inner.module if isinstance(inner, nn.parallel.DistributedDataParallel) else inner
-        )
+        self.network = bare(model)
         self.device = next(model.parameters()).device
         self.past = PastBatches(1)
         self.layer = self.rule.layer
@@ -59,14 +55,11 @@ class FeatureRankHandle(PenaltyHandle["FeatureRank"]):
     def _gradients(self, parameters: Mapping[str, Tensor]) -> Gradients | None:
         """Averaged over ranks: the batch is this rank's own, and ``.grad`` has been reduced already."""
         found = super()._gradients(parameters)
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        if not several():
             return found
-        tensors = list(parameters.values())
-        pairs = zip(found or [None] * len(tensors), tensors, strict=True)
-        flat = torch.cat([(torch.zeros_like(p) if g is None else g).flatten().float() for g, p in pairs])
-        dist.all_reduce(flat)
-        parts = (flat / dist.get_world_size()).split([p.numel() for p in tensors])
-        return [x.view_as(p).to(p.dtype) for x, p in zip(parts, tensors, strict=True)]
+        own = filled(found, parameters.values())
+        totals, _ = summed(own)
+        return [(t / dist.get_world_size()).to(g.dtype) for t, g in zip(totals, own, strict=True)]
 
     def term(self, parameters: Mapping[str, Tensor]) -> Tensor | None:
         if not self.past.batches or self.past.layout is None:
@@ -86,10 +79,8 @@ class FeatureRankHandle(PenaltyHandle["FeatureRank"]):
             seen.append(next(iter((*inputs, *named.values())), None))
 
         hook = module.register_forward_pre_hook(read, with_kwargs=True)
-        compiled = getattr(self.network, "_compiled_call_impl", None) is not None
-        eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
         try:
-            with quiet_pass(self.network, 0, self.device), eager:
+            with quiet_pass(self.network, 0, self.device), eager(self.network):
                 self.network(*args, **kwargs)
         finally:
             hook.remove()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -14,7 +14,7 @@ from supple.nn.branches import BranchPlan, plan_branches
 from supple.nn.chain import Link, _looking, module_chain, refuse_replicated
 from supple.nn.pairs import CReLU, DeepFourier, init_pairs_
 from supple.nn.widths import ACTIVATIONS, Conversion, Plan, make_plan
-from supple.topology.inputs import Inputs, call, shrink
+from supple.topology.inputs import Inputs, call, leaves, shrink
 
 PAIRS: dict[str, type[nn.Module]] = {"fourier": DeepFourier, "crelu": CReLU}
 WIDTHS = ("half", "match_params", "double")
@@ -146,18 +146,11 @@ def _try_on_copy(model: nn.Module, write: Write, inputs: Inputs) -> None:
             raise TopologyError(
                 "the converted copy does not run", found=str(error).splitlines()[0]
             ) from error
-    wanted, got = (main.shape for main in map(_first_tensor, (wanted, got)))
+    wanted, got = (leaves(x)[0].shape for x in (wanted, got))
     if got != wanted:
         raise TopologyError(
             "the converted copy returns another shape", found=f"{tuple(got)}, not {tuple(wanted)}"
         )
-
-
-def _first_tensor(outputs: Any) -> Tensor:
-    """The output itself, or the first tensor inside it."""
-    while not isinstance(outputs, Tensor):
-        outputs = next(iter(outputs.values() if isinstance(outputs, Mapping) else outputs))
-    return outputs
 
 
 def _write_branches(model: nn.Module, plan: BranchPlan, activation: str) -> None:

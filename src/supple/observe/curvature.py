@@ -45,13 +45,8 @@ def curvature(probe: Probe) -> Iterable[Record]:
         reason = f"{width} outputs per sample: the full kernel of {FEWEST_INPUTS} inputs has more than {MOST_ROWS} rows"
         yield from (probe.unmeasured(name, reason) for name in (*KERNELS, *SPECTRA))
     else:
-        yield from _from_kernel(probe, spread(probe, n))
-    yield _hessian(probe, spread(probe, max(n, min(FEWEST_INPUTS, probe.samples))))
-
-
-def spread(probe: Probe, n: int) -> Tensor:
-    """n sample numbers, evenly over the probe."""
-    return torch.linspace(0, probe.samples - 1, n).round().long()
+        yield from _from_kernel(probe, probe.spread(n))
+    yield _hessian(probe, probe.spread(max(n, min(FEWEST_INPUTS, probe.samples))))
 
 
 def _from_kernel(probe: Probe, index: Tensor) -> Iterable[Record]:

@@ -130,10 +130,11 @@ def pull(outputs: Tensor, targets: Sequence[Tensor], cotangents: Tensor) -> list
             return _filled(found, targets, len(cotangents))
         except RuntimeError:
             pass  # an operation whose backward cannot be batched: one at a time below, or its own error
-    rows = [
-        _filled(torch.autograd.grad(outputs, targets, v, retain_graph=True, allow_unused=True), targets, None)
-        for v in cotangents
-    ]
+    rows = []
+    for v in cotangents:
+        # the gradient of <outputs, v> as a scalar: given as a cotangent, torch would import sympy at the first call
+        found = torch.autograd.grad((outputs * v).sum(), targets, retain_graph=True, allow_unused=True)
+        rows.append(_filled(found, targets, None))
     return [torch.stack(parts) for parts in zip(*rows, strict=True)]
 
 

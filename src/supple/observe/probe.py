@@ -77,6 +77,10 @@ class Probe:
     def samples(self) -> int:
         return self.batch.samples
 
+    def spread(self, n: int) -> Tensor:
+        """n sample numbers, evenly over the probe."""
+        return torch.linspace(0, self.samples - 1, n).round().long()
+
     @cached_property
     def parameters(self) -> dict[str, Tensor]:
         """By plain name, aliases of tied parameters included."""

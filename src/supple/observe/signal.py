@@ -37,7 +37,7 @@ def gradient_signal(probe: Probe) -> Iterable[Record]:
         reason = f"{size} parameters: {n} gradients of this size are not held at once"
         yield from (probe.unmeasured(name, reason) for name in NAMES)
         return
-    index = torch.linspace(0, probe.samples - 1, n).round().long()
+    index = probe.spread(n)
     try:
         pairs = [_gradient(probe, parameters, index[i : i + 1]) for i in range(n)]
     except torch.OutOfMemoryError:

@@ -33,7 +33,7 @@ def tangent(probe: Probe) -> Iterable[Record]:
     8e10 multiplications allow, counted from the shapes, so that a network and its twins get as many.
     """
     n = inputs_within(WORK, probe)
-    index = torch.linspace(0, probe.samples - 1, n).round().long()
+    index = probe.spread(n)
     inputs = pick(probe.batch.inputs, index, probe.samples)
     try:
         kernel = ntk(

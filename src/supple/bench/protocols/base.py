@@ -56,7 +56,7 @@ class Protocol:
     optimizer: str
     lr: float
     #: settings of methods that differ from the method's own defaults, by method name
-    settings: dict[str, dict[str, Any]]
+    settings: dict[str, dict[str, Any]] = sourced({}, "the methods' own")  # noqa: RUF009 (returns a field)
 
     #: the i.i.d. control of the protocol: another protocol, with a name of its own
     iid: bool = sourced(False, "the control: the same samples shuffled into one stream")

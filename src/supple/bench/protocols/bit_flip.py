@@ -47,7 +47,6 @@ class SlowRegression(Protocol):
     outputs: int = sourced(1, NATURE)
     optimizer: str = sourced("sgd", f"{NATURE}: SGD and Adam")
     lr: float = sourced(0.01, f"{NATURE}: of .01, .003, .001")
-    settings: dict[str, dict[str, Any]] = sourced({}, "the methods' own")  # noqa: RUF009 (returns a field)
 
     def stream(self, seed: int) -> Stream:
         return BitFlip(

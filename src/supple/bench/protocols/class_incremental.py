@@ -47,7 +47,6 @@ class ClassIncremental(ImageProtocol):
     outputs: int = sourced(100, f"{NATURE}: 100 outputs from the start")
     optimizer: str = sourced("momentum", f"{NATURE}: SGD with momentum .9")
     lr: float = sourced(0.02, f"{HERE}: the second of the published steps .1, .02, .004, .0008")
-    settings: dict[str, dict[str, Any]] = sourced({}, "the methods' own")  # noqa: RUF009 (returns a field)
 
     def changes(self) -> Sequence[Change]:
         return [GrowClasses(self.step)]
@@ -88,7 +87,6 @@ class FivePlusOne(ImageProtocol):
     outputs: int = sourced(100, f"{KUMAR}: all classes")
     optimizer: str = sourced("adam", KUMAR)
     lr: float = sourced(1e-3, f"{KUMAR}: one of the rates of its sweep")
-    settings: dict[str, dict[str, Any]] = sourced({}, "the methods' own")  # noqa: RUF009 (returns a field)
 
     def changes(self) -> Sequence[Change]:
         return [ManyThenOne(5)]

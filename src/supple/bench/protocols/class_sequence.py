@@ -35,7 +35,6 @@ class ClassSequence(Protocol):
     outputs: int = sourced(2, FORM)
     optimizer: str = sourced("adam", HERE)
     lr: float = sourced(3e-3, f"{HERE}: the rate of digits-permuted")
-    settings: dict[str, dict[str, Any]] = sourced({}, "the methods' own")  # noqa: RUF009 (returns a field)
 
     def stream(self, seed: int) -> Stream:
         inputs, targets = digits()

@@ -90,7 +90,6 @@ class ContinualTinyImageNet(ContinualImageNet):
     data: str = sourced("tiny-imagenet-32", "the data set of this protocol, down-sampled")
     per_class: int = sourced(500, FEW)
     judged_per_class: int = sourced(50, "its validation split")
-    settings: dict[str, dict[str, Any]] = sourced({}, "the methods' own")  # noqa: RUF009 (returns a field)
 
     def held_out(self, seed: int) -> tuple[Tensor, Tensor] | None:
         return load(self.data, "test")

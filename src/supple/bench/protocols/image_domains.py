@@ -50,7 +50,6 @@ class ImageDomains(Protocol):
     lr: float = sourced(
         1e-2, f"{HERE}; 3e-3 and 3e-2 leave as few units inactive (measured, one seed, 40 tasks)"
     )
-    settings: dict[str, dict[str, Any]] = sourced({}, "the methods' own")  # noqa: RUF009 (returns a field)
 
     @property
     def shape(self) -> tuple[int, ...]:

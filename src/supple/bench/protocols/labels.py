@@ -42,7 +42,6 @@ class LabelFlipping(ImageProtocol):
     outputs: int = sourced(10, "MNIST: ten classes")
     optimizer: str = sourced("adam", HERE)
     lr: float = sourced(3e-3, f"{HERE}, not tuned")
-    settings: dict[str, dict[str, Any]] = sourced({}, "the methods' own")  # noqa: RUF009 (returns a field)
 
     def changes(self) -> Sequence[Change]:
         return [PermuteLabels(self.outputs)]

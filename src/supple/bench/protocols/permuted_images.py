@@ -41,7 +41,6 @@ class PermutedMnist(ImageProtocol):
     outputs: int = sourced(10, "MNIST: ten classes")
     optimizer: str = sourced("sgd", NATURE)
     lr: float = sourced(3e-3, f"{NATURE}: of .01, .003, .001{SHORT}")
-    settings: dict[str, dict[str, Any]] = sourced({}, "the methods' own")  # noqa: RUF009 (returns a field)
 
     def changes(self) -> Sequence[Change]:
         return [PermutePixels()]

@@ -42,7 +42,6 @@ class RandomLabelMnist(ImageProtocol):
     outputs: int = sourced(10, KUMAR)
     optimizer: str = sourced("adam", KUMAR)
     lr: float = sourced(1e-3, f"{KUMAR}: one of the rates of its sweep")
-    settings: dict[str, dict[str, Any]] = sourced({}, "the methods' own")  # noqa: RUF009 (returns a field)
 
     def changes(self) -> Sequence[Change]:
         return [DrawLabels(self.outputs)]
