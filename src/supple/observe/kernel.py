@@ -122,27 +122,20 @@ def pull(outputs: Tensor, targets: Sequence[Tensor], cotangents: Tensor) -> list
     """Gradients of <outputs, cotangents[b]> at each target: (B, *target.shape)."""
     if not targets:
         return []
+
+    def one(v: Tensor) -> tuple[Tensor, ...]:
+        # of <outputs, v> as a scalar: with v given as a cotangent torch imports sympy at the first call (0.7 s)
+        return torch.autograd.grad(
+            (outputs * v).sum(), targets, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+
     if len(cotangents) > 1:
         try:
-            found = torch.autograd.grad(
-                outputs, targets, cotangents, retain_graph=True, allow_unused=True, is_grads_batched=True
-            )
-            return _filled(found, targets, len(cotangents))
+            return [g.detach() for g in torch.func.vmap(one)(cotangents)]
         except RuntimeError:
             pass  # an operation whose backward cannot be batched: one at a time below, or its own error
-    rows = []
-    for v in cotangents:
-        # the gradient of <outputs, v> as a scalar: given as a cotangent, torch would import sympy at the first call
-        found = torch.autograd.grad((outputs * v).sum(), targets, retain_graph=True, allow_unused=True)
-        rows.append(_filled(found, targets, None))
-    return [torch.stack(parts) for parts in zip(*rows, strict=True)]
-
-
-def _filled(found: Sequence[Tensor | None], targets: Sequence[Tensor], count: int | None) -> list[Tensor]:
-    lead = () if count is None else (count,)
-    return [
-        t.new_zeros(lead + t.shape) if g is None else g.detach() for g, t in zip(found, targets, strict=True)
-    ]
+    rows = [one(v) for v in cotangents]
+    return [torch.stack([g.detach() for g in parts]) for parts in zip(*rows, strict=True)]
 
 
 def _settle(calls: Sequence[Call], outputs: Tensor) -> bool:
