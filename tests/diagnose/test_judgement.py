@@ -142,16 +142,17 @@ def course(values: list[float], tasks: list[str], rates: list[float] | None = No
 
 
 RANK = Finding(Mechanism.RANK_COLLAPSE, PRESENT, 0.5, ("2",))
-GRADUAL, SUDDEN = [0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2], [0.8, 0.8, 0.79, 0.3, 0.29, 0.28, 0.28]
+GRADUAL = [0.8, 0.73, 0.66, 0.6, 0.5, 0.43, 0.36, 0.3, 0.2]
+SUDDEN = [0.8, 0.8, 0.79, 0.8, 0.3, 0.29, 0.28, 0.28, 0.29]
 
 
 @pytest.mark.parametrize(
     ("values", "tasks", "rates", "kind", "word"),
     [
-        (GRADUAL, ["a"] * 7, None, "drift", "gradual"),
-        (SUDDEN, ["a"] * 7, None, "drift", "sudden"),
-        (SUDDEN, ["a"] * 3 + ["b"] * 4, None, "task switch", "at the switch to task b"),
-        (SUDDEN, ["a"] * 7, [0.1] * 3 + [1.0] * 4, "learning rate", "learning rate"),
+        (GRADUAL, ["a"] * 9, None, "drift", "gradual"),
+        (SUDDEN, ["a"] * 9, None, "drift", "sudden"),
+        (SUDDEN, ["a"] * 4 + ["b"] * 5, None, "task switch", "at the switch to task b"),
+        (SUDDEN, ["a"] * 9, [0.1] * 4 + [1.0] * 5, "learning rate", "learning rate"),
     ],
 )
 def test_drift_is_told_from_the_history(values, tasks, rates, kind, word) -> None:

@@ -12,6 +12,7 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING
 
 from supple.diagnose.architecture import BOUNDED, DEAD_ZONE, SOFT_DEAD_ZONE, Architecture, is_a
+from supple.diagnose.change_point import FEWEST, GRADUAL, NONE, change_point
 from supple.diagnose.types import Finding, Source
 from supple.records import Record, Records
 from supple.status import Mechanism, Status
@@ -19,8 +20,7 @@ from supple.status import Mechanism, Status
 if TYPE_CHECKING:
     from supple.diagnose.panel import Panel
 
-SUDDEN = 0.5  # one step of the history that makes up half of the whole change
-MIN_POINTS = 6  # a history shorter than this shows no course
+MIN_POINTS = 6  # fewer measurements tell nothing of task switches
 NO_HISTORY = "pass history=monitor to see"
 
 
@@ -116,20 +116,24 @@ def kernel_sources(finding: Finding, panel: Panel, history: Records) -> list[Sou
 
 
 def drift(finding: Finding, history: Records, instrument: str, variant: str) -> Source:
-    """Gradual or sudden, from the history of one instrument; sudden changes are set against the tasks."""
+    """Gradual or sudden, from the history of one instrument; sudden changes are set against the tasks.
+
+    Told by `change_point`: one step against one straight line.
+    """
     rows = _series(history, finding, instrument, variant)
-    if len(rows) < MIN_POINTS:
+    if len(rows) < FEWEST:
         text = f"whether it came gradually or suddenly cannot be told from one checkpoint: {NO_HISTORY}"
         return Source(finding.mechanism, "drift", text, (), False)
-    values = [r.value for r in rows]
-    total = values[-1] - values[0]
-    jumps = [b - a for a, b in pairwise(values)]
-    at = max(range(len(jumps)), key=lambda i: abs(jumps[i]))
-    if not total or jumps[at] / total < SUDDEN:
-        span = f"from {values[0]:.3g} to {values[-1]:.3g} over {len(rows)} measurements"
-        return Source(finding.mechanism, "drift", f"gradual: {instrument} went {span}", finding.layers)
-    before, after = rows[at], rows[at + 1]
-    text = f"sudden: {instrument} jumped from {before.value:.3g} to {after.value:.3g} at step {after.step}"
+    change = change_point([r.value for r in rows])
+    span = f"from {change.before:.3g} to {change.after:.3g}"
+    if change.kind == NONE:
+        text = f"{instrument} shows no clear course over {len(rows)} measurements (p {change.p:.2f})"
+        return Source(finding.mechanism, "drift", text, finding.layers, False)
+    if change.kind == GRADUAL:
+        text = f"gradual: {instrument} went {span} over {len(rows)} measurements (p {change.p:.3f})"
+        return Source(finding.mechanism, "drift", text, finding.layers)
+    before, after = rows[change.at - 1], rows[change.at]
+    text = f"sudden: {instrument} jumped {span} at step {after.step} (p {change.p:.3f})"
     return Source(finding.mechanism, *_cause(before, after, history, text), layers=finding.layers)
 
 
