@@ -69,7 +69,7 @@ def silenced_by_kernel(panel: Panel, dead: Finding, kernel: Finding) -> Finding:
     """In a common mode some units always fire and the others never: these are its by-product."""
     if dead.status not in (Status.PRESENT, Status.INCONCLUSIVE) or kernel.status is not Status.PRESENT:
         return dead
-    if panel.compare("always_on", limit.ALWAYS_ON).status is not Status.PRESENT:
+    if not rules.common_mode(panel) or (dead.severity or 0.0) > limit.BY_PRODUCT:
         return dead
     reason = f"{dead.reason}; but most others always fire: a common mode splits the units"
     return dataclasses.replace(dead, status=Status.INCONCLUSIVE, layers=(), reason=reason)

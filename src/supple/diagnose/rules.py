@@ -138,10 +138,24 @@ def ntk_degeneration(panel: Panel) -> Finding:
 
 def _dead_excess(panel: Panel) -> float:
     """How many units more than in the twin are dead, unless a common mode (others always fire) made them."""
-    if panel.compare("always_on", limit.ALWAYS_ON).status is Status.PRESENT:
+    if common_mode(panel):
         return 0.0
     excess = panel.compare("grama", limit.GRAMA, variant=GRAMA_VARIANT).statistic
     return _clip(excess) if excess == excess else 0.0
+
+
+def common_mode(panel: Panel) -> bool:
+    """Whether many more of the units that fire at all fire on every input than in the twins."""
+    found = [_always_of_living(panel.value("always_on"), panel.value("dead"))]
+    dead = panel.of_twins("dead")
+    found += [_always_of_living(a, d) for a, d in zip(panel.of_twins("always_on"), dead, strict=False)]
+    own, *twins = found
+    living = compare("always on, of living units", own, twins, limit.ALWAYS_ON, samples=panel.samples)
+    return living.status is Status.PRESENT
+
+
+def _always_of_living(always_on: float, dead: float) -> float:
+    return always_on / (1 - dead) if dead < 1 else math.nan
 
 
 def _samples(panel: Panel, instrument: str) -> int:

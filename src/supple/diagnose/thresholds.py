@@ -46,8 +46,10 @@ NTK_SPREAD = Threshold(
 NTK_DEAD_POWER = 2
 #: directions that hold 99 % of the kernel's trace
 NTK_RANK = Threshold(0.80, "ratio", False, 0.08, f"must have fallen too; {LAB}")
-#: share of units that always fire: with it, silent units are a by-product of a common mode
+#: share of the units that fire at all which always fire: with it, silent units are a by-product of a common mode
 ALWAYS_ON = Threshold(0.30, "excess", True, 0.05, f"common mode c = 10 0.5 or more, worn D2 below 0.1; {LAB}")
+#: a common mode silences up to this share of the units by itself (c = 10: 0.29); more are dead in their own right
+BY_PRODUCT = 0.35
 #: a layer of which this share never fires lets no input through: the kernel behind it is that of a constant
 SILENT_LAYER = 0.95
 #: share of tanh or sigmoid units that sit at their ends

@@ -52,7 +52,9 @@ ORIGINS: Mapping[str, Callable[[int], Case]] = {
     "NTK degeneration, built, leaky": lambda s: Case(
         EVALUATION, "mlp-leaky", ills=(("common", 7.0),), seed=s
     ),
-    "ordered phase, built, deep tanh": lambda s: Case(EVALUATION, "mlp-tanh-deep", ills=(("ordered", 0.5),), seed=s),
+    "ordered phase, built, deep tanh": lambda s: Case(
+        EVALUATION, "mlp-tanh-deep", ills=(("ordered", 0.5),), seed=s
+    ),
     "dead units and rank, built": lambda s: Case(
         EVALUATION, "mlp", ills=(("dead", 0.5), ("rank", 0.2)), seed=s
     ),
