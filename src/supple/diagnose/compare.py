@@ -92,3 +92,13 @@ def all_of(*statuses: Status) -> Status:
         if status in statuses:
             return status
     return Status.PRESENT
+
+
+def agreeing(*pairs: tuple[Comparison, Threshold]) -> Status:
+    """Evidence that must agree, when the spread of few twins leaves one interval wide: present if every statistic
+    lies on the ill side and one interval does so as a whole; else as `all_of`.
+    """
+    ill = all(c.usable and (c.statistic > t.value) is t.above for c, t in pairs)
+    if ill and any(c.status is Status.PRESENT for c, _ in pairs):
+        return Status.PRESENT
+    return all_of(*(c.status for c, _ in pairs))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from statistics import fmean
 
 from supple.diagnose import thresholds as limit
-from supple.diagnose.compare import Comparison, all_of, compare
+from supple.diagnose.compare import Comparison, agreeing, all_of, compare
 from supple.diagnose.panel import GRAMA_VARIANT, Panel, binomial_error
 from supple.diagnose.types import Evidence, Finding
 from supple.status import Mechanism, Status
@@ -23,18 +24,20 @@ def _clip(value: float) -> float:
 
 
 def dead_units(panel: Panel) -> Finding:
-    """GraMa at the pre-activation against the twin; tau-dormant and never-firing units shown beside it."""
+    """GraMa at the pre-activation against the twin, pooled, inside residual branches and layer by layer; and units
+    that never fire, which a norm behind the layer hides from the gradient. The tau-dormant share is shown beside.
+    """
     pooled = panel.compare("grama", limit.GRAMA, variant=GRAMA_VARIANT)
     if not pooled.usable:
         return _unmeasured(Mechanism.DEAD_UNITS, panel, "grama", GRAMA_VARIANT)
-    layers = _dead_layers(panel)
-    ill = [c for c in layers if c.status is Status.PRESENT]
-    status = pooled.status
-    if status is not Status.PRESENT and ill:
-        status = Status.PRESENT
+    layers, silent = _dead_layers(panel), _silent(panel)
+    ill = [c for c in (*layers, _inside(panel), silent) if c is not None and c.status is Status.PRESENT]
+    status = Status.PRESENT if ill else pooled.status
     where = tuple(c.evidence.layer for c in layers if c.statistic > limit.GRAMA.value)
     if status is Status.ABSENT:
         where = ()
+    elif not where and silent is not None and status is Status.PRESENT:
+        where = tuple(x.name for x in panel.hidden if panel.value("dead", x.name) > limit.GRAMA.value)
     severity = _clip(max([pooled.statistic, *(c.statistic for c in ill)]))
     beside = [
         _beside(panel, "dormant", "tau=0.025", "misses units behind skip connections"),
@@ -48,10 +51,46 @@ def dead_units(panel: Panel) -> Finding:
     share, twin = pooled.evidence.value, pooled.evidence.reference
     reason = f"{share:.0%} of the hidden units get next to no gradient, {twin:.0%} in the twin"
     if status is Status.PRESENT and pooled.status is not Status.PRESENT:
-        reason += f"; concentrated in {', '.join(c.evidence.layer for c in ill)}"
+        reason += f"; concentrated in {', '.join(where)}" if where else ""
+    if silent is not None and silent in ill:
+        reason += f"; {silent.evidence.value:.0%} never fire, {silent.evidence.reference:.0%} in the twin"
+        evidence = (*evidence, silent.evidence)
     if status is Status.PRESENT and _fires(panel):
         reason += "; but most of them fire: reset a moment ago, or bypassed by a skip connection"
     return Finding(Mechanism.DEAD_UNITS, status, severity, where, evidence, reason=reason)
+
+
+def _silent(panel: Panel) -> Comparison | None:
+    """Units that never fire on the probe, if their responses are next to nothing as well."""
+    dormant = panel.compare("dormant", limit.GRAMA, variant="tau=0.025")
+    never = panel.compare("dead", limit.GRAMA)
+    return never if dormant.status is Status.PRESENT and never.usable else None
+
+
+def _inside(panel: Panel) -> Comparison | None:
+    """GraMa pooled over the units that are on no residual stream: what is dead there is thinned out in the whole."""
+    layers = [x for x in panel.hidden if x.stream is None]
+    if len(layers) == len(panel.hidden):
+        return None
+
+    def share(of: Callable[[str], float]) -> float:
+        known = [(of(x.name), x.units) for x in layers]
+        known = [(v, n) for v, n in known if not math.isnan(v)]
+        units = sum(n for _, n in known)
+        return sum(v * n for v, n in known) / units if units else math.nan
+
+    own = share(lambda name: panel.value("grama", name, GRAMA_VARIANT))
+    twins = [share(lambda name, t=t: t.value("grama", name, GRAMA_VARIANT)) for t in panel.twins]
+    units = sum(x.units for x in layers)
+    found = compare(
+        "grama inside branches",
+        own,
+        twins,
+        limit.GRAMA,
+        error=binomial_error(own, units),
+        samples=panel.samples,
+    )
+    return found if found.usable else None
 
 
 def _fires(panel: Panel) -> bool:
@@ -125,7 +164,7 @@ def ntk_degeneration(panel: Panel) -> Finding:
     rank = panel.compare("ntk_rank99", limit.NTK_RANK)
     if not (apart.usable and rank.usable):
         return _unmeasured(Mechanism.NTK_DEGENERATION, panel, "ntk_mean_cosine")
-    status = all_of(apart.status, rank.status)
+    status = agreeing((apart, threshold), (rank, limit.NTK_RANK))
     severity = _clip(1 - apart.statistic)
     value, reference = 1 - apart.evidence.value, 1 - apart.evidence.reference
     reason = f"two inputs move the parameters with a mean cosine of {value:.2f}, {reference:.2f} in the twin"

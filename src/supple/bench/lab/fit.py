@@ -19,9 +19,15 @@ import torch
 
 from supple.bench.lab.cases import TRAIN
 from supple.bench.lab.run import read
-from supple.bench.lab.score import HARMFUL, THREE
+from supple.bench.lab.score import HARMFUL, THREE, interchangeable
 from supple.errors import InputError
 
+#: illnesses that fake the statistic of another one
+MIMICS = {
+    "dead_units": ("common",),
+    "rank_collapse": ("cloned", "rank"),
+    "ntk_degeneration": ("ordered", "dead"),
+}
 Row = dict[str, Any]
 Array = npt.NDArray[np.float64]
 #: mechanism -> (name of the threshold, whether a larger statistic is ill)
@@ -30,7 +36,7 @@ STATISTIC = {
     "rank_collapse": ("effective_rank", False),
     "ntk_degeneration": ("1 - ntk_mean_cosine", False),
 }
-RIDGE = 1e-3
+RIDGE = 1.0  # few cases: a slope is shrunk
 
 
 def separating(ill: Sequence[float], well: Sequence[float], above: bool) -> dict[str, float]:
@@ -68,9 +74,19 @@ def thresholds(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
         ill = [
             statistic(r, mechanism)
             for r in rows
-            if mechanism in r["present"] and not others & set(r["present"]) and r["loss"] >= HARMFUL
+            if mechanism in r["present"]
+            and not others & set(r["present"])
+            and r["loss"] >= HARMFUL
+            and not interchangeable(r)
         ]
-        well = [statistic(r, mechanism) for r in rows if not set(THREE) & set(r["present"])]
+        # what fakes the statistic is told apart by the order of the rules, not by a threshold
+        well = [
+            statistic(r, mechanism)
+            for r in rows
+            if not set(THREE) & set(r["present"])
+            and not {i for i, _ in r["built"]} & set(MIMICS[mechanism])
+            and r["worn"] != "decayed-pairs"
+        ]
         ill, well = ([v for v in group if math.isfinite(v)] for group in (ill, well))
         if ill and well:
             found[name] = {**separating(ill, well, above), "ill": len(ill), "well": len(well)}
@@ -92,15 +108,24 @@ def logistic(x: Array, y: Array) -> tuple[float, float]:
 
 
 def probabilities(rows: Sequence[Row]) -> dict[str, dict[str, list[float]]]:
-    """Mechanism -> status -> (intercept, slope) over severity, from all rows with a truth."""
+    """Mechanism -> status -> (intercept, slope) over severity, from the rows that have one truth.
+
+    A slope is fitted where the mechanism was found; elsewhere severity is mostly what another one explains, and the
+    curve is flat.
+    """
     found: dict[str, dict[str, list[float]]] = {}
     for mechanism in THREE:
         for status in ("present", "inconclusive", "absent"):
-            mine = [r for r in rows if r["verdicts"][mechanism]["status"] == status]
+            mine = [
+                r for r in rows if r["verdicts"][mechanism]["status"] == status and not interchangeable(r)
+            ]
             x = [float(r["verdicts"][mechanism]["severity"] or 0.0) for r in mine]
             y = [float(mechanism in r["present"]) for r in mine]
             centre = float(np.mean(x)) if x else 0.5
-            fitted = logistic(np.array([*x, centre, centre]), np.array([*y, 0.0, 1.0]))
+            if status == "present":
+                fitted = logistic(np.array([*x, centre, centre]), np.array([*y, 0.0, 1.0]))
+            else:
+                fitted = (math.log((sum(y) + 1) / (len(y) - sum(y) + 1)), 0.0)
             found.setdefault(mechanism, {})[status] = list(fitted)
     return found
 

@@ -120,8 +120,8 @@ def repair_(net: nn.Module, ill: str, healthy: nn.Module, x: Tensor) -> None:
     """The surgical repair of one illness in place, told by what the units do and not by who was hurt.
 
     dead: units that never fire get the row of a fresh network; rank: all singular values equal; common: every
-    living unit's mean becomes zero, layer after layer; grown, saturated: sigma_1 back to the fresh network's;
-    cloned: copies of an earlier unit get fresh rows.
+    living unit's mean becomes zero, layer after layer; ordered: that, and the size of a fresh network's weights;
+    grown, saturated: sigma_1 back to the fresh network's; cloned: copies of an earlier unit get fresh rows.
     """
     for index, ((layer, gate), (other, other_gate)) in enumerate(
         zip(gates(net), gates(healthy), strict=True)
@@ -133,6 +133,8 @@ def repair_(net: nn.Module, ill: str, healthy: nn.Module, x: Tensor) -> None:
             seen = signals(net, gate, x)
             living = seen.amax(1) > (-torch.inf if _never_silent(net) else 0)
             bias(gate).sub_(seen.mean(1) * living)
+            if ill == "ordered":
+                w.mul_(fresh.norm() / w.norm())
         elif ill in ("grown", "saturated"):
             norms = [torch.linalg.matrix_norm(m.flatten(1), 2) for m in (w, fresh)]
             w.mul_((norms[1] / norms[0]).clamp(max=1.0))

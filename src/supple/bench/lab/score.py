@@ -53,9 +53,9 @@ def present(row: Row) -> list[str]:
 
 
 def interchangeable(row: Row) -> bool:
-    """Whether several single repairs of the three would do, so that naming one of them is right."""
-    known = {MECHANISM[i] for i in sufficient(row)} & set(THREE)
-    return len(known) > 1 and not any("+" in k for k in row["repairs"])
+    """Whether several single repairs would do, one of the three among them, so that naming one of them is right."""
+    known = {MECHANISM[i] for i in sufficient(row)}
+    return len(known) > 1 and bool(known & set(THREE)) and not any("+" in k for k in row["repairs"])
 
 
 def _share(hits: Iterable[bool]) -> dict[str, Any]:
@@ -99,7 +99,8 @@ def _scores(rows: Sequence[Row]) -> dict[str, Any]:
     found["step 0"] = _share(claims(r, "plasticity_loss") == (r["loss"] >= LOST) for r in judged)
     any_of = [r for r in rows if interchangeable(r) and r["loss"] >= HARMFUL]
     found["several repairs would do, one of them named, none false"] = _share(
-        bool(named := {m for m in THREE if claims(r, m)}) and named <= set(r["present"]) for r in any_of
+        any(claims(r, m) for m in r["present"]) and all(m in r["present"] for m in THREE if claims(r, m))
+        for r in any_of
     )
     two = [
         r
