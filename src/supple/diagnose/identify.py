@@ -12,7 +12,7 @@ from statistics import fmean
 
 from supple.diagnose import rules
 from supple.diagnose import thresholds as limit
-from supple.diagnose.panel import Panel
+from supple.diagnose.panel import GRAMA_VARIANT, Panel
 from supple.diagnose.types import Finding
 from supple.status import Mechanism, Status
 
@@ -69,7 +69,8 @@ def silenced_by_kernel(panel: Panel, dead: Finding, kernel: Finding) -> Finding:
     """In a common mode some units always fire and the others never: these are its by-product."""
     if dead.status not in (Status.PRESENT, Status.INCONCLUSIVE) or kernel.status is not Status.PRESENT:
         return dead
-    if not rules.common_mode(panel) or (dead.severity or 0.0) > limit.BY_PRODUCT:
+    share = panel.compare("grama", limit.GRAMA, variant=GRAMA_VARIANT).statistic
+    if not rules.common_mode(panel) or share > limit.BY_PRODUCT:
         return dead
     reason = f"{dead.reason}; but most others always fire: a common mode splits the units"
     return dataclasses.replace(dead, status=Status.INCONCLUSIVE, layers=(), reason=reason)
