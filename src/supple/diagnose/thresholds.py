@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from supple.diagnose.fitted import threshold
+
+FITTED = "fitted on the training half of the lab: supple.diagnose.fitted"
 LAB = "constructed cases and healthy controls of tests/diagnose/lab.py, 64-64-64-10 and 48-48 ReLU MLPs"
 
 
@@ -25,13 +28,11 @@ class Threshold:
 
 
 #: share of units whose pre-activation gradient is at most 0.025 of the layer mean
-GRAMA = Threshold(0.17, "excess", True, 0.02, f"healthy excess at most 0.10, worn D2 0.28 to 0.40; {LAB}")
+GRAMA = Threshold(threshold("grama"), "excess", True, 0.02, FITTED)
 #: the same within one layer: the binomial noise of few units asks for more
 GRAMA_LAYER = Threshold(0.25, "excess", True, 0.05, f"single healthy layers at most 0.20; {LAB}")
 #: entropy effective rank of a hidden weight matrix
-EFFECTIVE_RANK = Threshold(
-    0.70, "ratio", False, 0.02, f"healthy and worn ReLU 0.88 or more, ill 0.28 or less; {LAB}"
-)
+EFFECTIVE_RANK = Threshold(threshold("effective_rank"), "ratio", False, 0.02, FITTED)
 #: ||W||_F^2 / sigma_1^2 of the same matrix must have fallen too
 STABLE_RANK = Threshold(
     0.75, "ratio", False, 0.05, "falls with any growth of the top direction: never decides alone"
@@ -39,9 +40,7 @@ STABLE_RANK = Threshold(
 #: sigma_1 / sum sigma of the same matrix must have risen too
 SIGMA_RATIO = Threshold(1.25, "ratio", True, 0.05, "cannot tell 10 directions from 88: never decides alone")
 #: 1 - mean off-diagonal cosine of the empirical tangent kernel: what sets two inputs apart
-NTK_SPREAD = Threshold(
-    0.55, "ratio", False, 0.10, f"healthy 0.8 or more, common mode c = 4 0.31 or less; {LAB}"
-)
+NTK_SPREAD = Threshold(threshold("1 - ntk_mean_cosine"), "ratio", False, 0.10, FITTED)
 #: dead units lower it by themselves: the threshold is multiplied by (1 - excess of dead units) to this power
 NTK_DEAD_POWER = 2
 #: directions that hold 99 % of the kernel's trace
