@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from tests.observe.cases import CASES, build, mlp
 from torch import nn
 
+import supple
 from supple.errors import InputError
 from supple.observe import observe
 from supple.observe.instruments import available, select
@@ -268,6 +269,21 @@ def test_saturated_and_cloned_units():
     )
     assert seen.value("saturated", "0") == 2 / 8 == seen.value("saturated")
     assert seen.value("cloned", "2") == 2 / 8
+
+
+def test_a_model_whose_adapter_trains_outside_of_it_is_looked_at():
+    """Singular-value adapters freeze the model: units are measured, gradients of weights are not."""
+    torch.manual_seed(0)
+    model = mlp()
+    adapter = supple.nn.svf_(model)
+    assert all(p.requires_grad for p in adapter.parameters())
+    seen = observe(
+        model, (torch.randn(32, 5), torch.arange(32) % 3), F.cross_entropy, instruments=["dead", "grama"]
+    )
+    assert seen.value("dead") == seen.value("dead")
+    row = seen.records.last(instrument="grama", layer="*")
+    assert row.status != "measured"
+    assert "frozen" in row.note
 
 
 def test_a_wholly_dead_layer_is_dead_by_gradient_too():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from supple.bench import lab
+from supple.bench import lab, rounds
 from supple.bench.lab import matrix
 from supple.errors import InputError
 
@@ -44,6 +44,10 @@ _ALL: Sequence[Experiment] = (
     Experiment(
         "matrix", "which remedy gives back what? mechanisms, built and worn, against interventions",
         tuple(matrix.LENGTHS), matrix.RECORDS, matrix.run_matrix, _matrix_answer,
+    ),
+    Experiment(
+        "lm-rounds", "does a GPT grow stiff over rounds of fine-tuning, one language after another?",
+        tuple(rounds.LENGTHS), rounds.RECORDS, rounds.run_rounds, rounds.answer,
     ),
 )  # fmt: skip
 EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in _ALL}

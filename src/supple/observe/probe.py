@@ -250,6 +250,9 @@ def _differentiate(probe: Probe, loss: Tensor) -> None:
     if not loss.requires_grad:
         probe.problems["gradients"] = "the loss does not depend on a trainable parameter"
         return
+    if not parameters:
+        probe.problems["gradients"] = "every parameter of the model is frozen; what trains lies outside of it"
+        return
     wanted = list(parameters.values())
     try:
         found = torch.autograd.grad(loss, wanted, allow_unused=True)

@@ -1,0 +1,8 @@
+"""Does a language model grow stiff over rounds of fine-tuning? A small GPT on one language after another, with
+remedies, beside fresh models and models restarted from round 0.
+"""
+
+from supple.bench.rounds.read import answer
+from supple.bench.rounds.run import ARMS, LENGTHS, RECORDS, run_rounds
+
+__all__ = ["ARMS", "LENGTHS", "RECORDS", "answer", "run_rounds"]
