@@ -109,9 +109,8 @@ class Summary:
         for row in self.rows:
             cells = [x for n in names for x in _numbers(getattr(row, n)).values()]
             fresh = "" if row.against_fresh is None else row.against_fresh.difference.value
-            when = ["", "", ""] if row.onset is None else list(_numbers(row.onset).values())
-            if row.against_fresh is not None and row.onset is None:
-                when[0] = "never"
+            never = row.against_fresh is not None and row.onset is None
+            when = ["never" * never, "", ""] if row.onset is None else _numbers(row.onset).values()
             writer.writerow([row.protocol, row.method, len(row.seeds), *cells, fresh, *when])
         return out.getvalue()
 
