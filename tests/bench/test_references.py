@@ -13,10 +13,20 @@ from supple.bench import grid, protocols, run_list, with_engine
 from supple.bench.learner import Learner
 from supple.bench.methods import METHODS
 from supple.bench.protocols import create
+from supple.bench.protocols.class_incremental import ClassIncremental
 from supple.bench.spec import RunSpec
-from supple.bench.statistics import onset
+from supple.bench.statistics import Estimate, mean, onset, paired
+from supple.bench.summary import Row, Summary
 from supple.cli.main import main
 from supple.errors import InputError
+from supple.streams import Task
+
+
+def summary_row(**values: object) -> Row:
+    some, pair = mean([0.5, 0.6]), paired([0.5, 0.6], [0.7, 0.9])
+    fields = dict.fromkeys(("first", "last", "end", "area", "from_peak"), some)
+    about = {"protocol": "digits-permuted", "method": "plain", "seeds": (0, 1), "tasks": 100}
+    return Row(**{**about, **fields, "against_fresh": pair, **values})
 
 
 def _spec(method: str, **values: object) -> RunSpec:
@@ -71,6 +81,13 @@ def test_muon_takes_the_hidden_matrices_and_adamw_the_rest() -> None:
     assert spec.engine == "loop"
 
 
+def test_muon_refuses_a_network_that_has_no_hidden_matrix() -> None:
+    protocol = create("class-sequence-resnet", optimizer="muon")
+    with pytest.raises(InputError, match="hidden matrices, and this network has none"):
+        protocol.build_optimizers(METHODS["plain"].build(protocol, 0).parameters())
+    assert len(protocol.build_optimizers(METHODS["shallow"].build(protocol, 0).parameters())) == 2
+
+
 def test_a_muon_run_continues_bit_for_bit() -> None:
     ends = []
     for stop in (False, True):
@@ -116,6 +133,15 @@ def test_hidden_boundaries_tell_no_method_and_zero_no_head(monkeypatch: pytest.M
     assert heads == [False, True]
 
 
+def test_hidden_boundaries_do_not_show_in_the_outputs() -> None:
+    """Which classes there are so far is a boundary told."""
+    outputs, task = torch.zeros(4, 100), Task(2, "task-2", torch.zeros(4), torch.zeros(4), seed=0)
+    shown = [
+        ClassIncremental(hidden_boundaries=hidden).answers(task, outputs).shape[1] for hidden in (False, True)
+    ]
+    assert shown == [15, 100]
+
+
 def test_other_widths_are_other_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = ["bench", "run", "digits-permuted", "--methods", "plain,fresh", "--seeds", "2", "--tasks", "3"]
     for layers in ("16", "16,16"):
@@ -149,6 +175,19 @@ def test_onset_of_constructed_courses() -> None:
     assert spread.hi == 100  # some resamples hold no run that falls
     with pytest.raises(InputError, match="as many runs"):
         onset(falling, fresh[:3])
+
+
+def test_an_onset_says_whether_it_may_never_come() -> None:
+    row = summary_row(onset=Estimate(60.0, 55.0, 100.0, 4))
+    assert row.lost_from == "60 [55, never]"
+    assert summary_row(onset=Estimate(60.0, 55.0, 63.0, 4)).lost_from == "60 [55, 63]"
+    assert summary_row(onset=None).lost_from == "never"
+    table = Summary([row, summary_row(onset=None, method="redo")])
+    assert "onset of plain: task 60 [55, never]" in str(table)
+    assert [line.split(",")[-3:] for line in table.to_csv().splitlines()[1:]] == [
+        ["60.0", "55.0", "100.0"],
+        ["never", "", ""],
+    ]
 
 
 def test_all_new_methods_run_to_the_end(tmp_path: Path) -> None:

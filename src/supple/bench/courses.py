@@ -55,11 +55,8 @@ def _title(method: str) -> str:
 
 def _cells(row: Row) -> list[str]:
     fresh = "–" if row.against_fresh is None else _interval(row.against_fresh.difference, "+.3f")
-    onset = (
-        "–" if row.against_fresh is None else "never" if row.onset is None else _interval(row.onset, ".0f")
-    )
     values = [_interval(e) for e in (row.first, row.last, row.area, row.from_peak)]
-    return [_title(row.method), str(len(row.seeds)), *values, fresh, onset]
+    return [_title(row.method), str(len(row.seeds)), *values, fresh, row.lost_from]
 
 
 def _interval(e: Estimate, form: str = ".3f") -> str:

@@ -115,7 +115,9 @@ class Learner:
         """Inverse of `state_dict`."""
         self.steps = state["steps"]
         self.model.load_state_dict(state["model"])
-        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+        # checkpoints of older runs, which had one optimizer, are continued too
+        states = state["optimizers"] if "optimizers" in state else [state["optimizer"]]
+        for optimizer, kept in zip(self.optimizers, states, strict=True):
             optimizer.load_state_dict(kept)
         if self.handle is not None:
             self.handle.load_state_dict(state["handle"])

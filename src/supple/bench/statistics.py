@@ -303,7 +303,9 @@ def onset(
         return Estimate(float(first), math.nan, math.nan, 1)
     draw = np.random.default_rng(seed)
     found = [_first_below(d[draw.integers(len(d), size=len(d))].mean(0), margin) for _ in range(RESAMPLES)]
-    lo, hi = np.quantile(found, [0.5 - level / 2, 0.5 + level / 2])
+    # values that occurred: between a task and "never" there is nothing
+    lo = np.quantile(found, 0.5 - level / 2, method="lower")
+    hi = np.quantile(found, 0.5 + level / 2, method="higher")
     return Estimate(float(first), float(lo), float(hi), len(d))
 
 

@@ -23,7 +23,10 @@ REFERENCE = "fresh"
 
 @dataclass(frozen=True)
 class Row:
-    """One method on one protocol. ``against_fresh`` and ``onset`` pair seeds that both have."""
+    """One method on one protocol. ``against_fresh`` and ``onset`` pair seeds that both have.
+
+    An upper end of ``onset`` that equals ``tasks`` says that the fall may never come.
+    """
 
     protocol: str
     method: str
@@ -34,7 +37,20 @@ class Row:
     area: Estimate
     from_peak: Estimate
     against_fresh: Paired | None
-    onset: Estimate | None = None
+    onset: Estimate | None
+    tasks: int
+
+    @property
+    def lost_from(self) -> str:
+        """The onset in words, with its interval: "never" where it does not come, "–" where there is no reference."""
+        e = self.onset
+        if self.against_fresh is None:
+            return "–"
+        if e is None:
+            return "never"
+        if e.samples < 2:
+            return f"{e.value:.0f}"
+        return f"{e.value:.0f} [{e.lo:.0f}, {'never' if e.hi >= self.tasks else format(e.hi, '.0f')}]"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, three numbers for each estimate."""
@@ -85,38 +101,41 @@ class Summary:
                 "seeds",
                 *(f"{n}{s}" for n in names for s in ("", "_lo", "_hi")),
                 "minus_fresh",
+                "onset",
+                "onset_lo",
+                "onset_hi",
             ]
         )
         for row in self.rows:
             cells = [x for n in names for x in _numbers(getattr(row, n)).values()]
             fresh = "" if row.against_fresh is None else row.against_fresh.difference.value
-            writer.writerow([row.protocol, row.method, len(row.seeds), *cells, fresh])
+            never = row.against_fresh is not None and row.onset is None
+            when = ["never" * never, "", ""] if row.onset is None else _numbers(row.onset).values()
+            writer.writerow([row.protocol, row.method, len(row.seeds), *cells, fresh, *when])
         return out.getvalue()
 
     def __str__(self) -> str:
         lines = []
         for protocol in dict.fromkeys(r.protocol for r in self.rows):
+            rows = sorted((r for r in self.rows if r.protocol == protocol), key=lambda r: -r.last.value)
             lines += [
                 protocol,
                 f"{'method':<18}{'n':>3}{'first':>7}{'last tenth':>21}{'minus fresh':>23}{'onset':>8}",
             ]
-            for r in sorted((r for r in self.rows if r.protocol == protocol), key=lambda r: -r.last.value):
+            for r in rows:
                 fresh = "" if r.against_fresh is None else _short(r.against_fresh.difference, sign=True)
                 lines.append(
                     f"{r.method:<18}{len(r.seeds):>3}{r.first.value:>7.3f}{_short(r.last):>21}{fresh:>23}"
-                    f"{_when(r):>8}".rstrip()
+                    f"{'' if r.against_fresh is None else r.lost_from.partition(' ')[0]:>8}".rstrip()
                 )
+            lines += [f"onset of {r.method}: task {r.lost_from}" for r in rows if r.onset]
         if any(r.onset for r in self.rows):
-            lines.append("onset: the task from which a method stays below the fresh network by 0.05")
+            lines += [
+                "onset: the first task, counted from 0, from which a method stays below the",
+                "fresh network by 0.05, with the 95 % bootstrap interval over seeds",
+            ]
         lines += [f"left out: {name}: {why}" for name, why in self.left_out.items()]
         return "\n".join(lines)
-
-
-def _when(row: Row) -> str:
-    """The onset in the table; its interval is in the JSON."""
-    if row.against_fresh is None:
-        return ""
-    return "never" if row.onset is None else f"{row.onset.value:.0f}"
 
 
 def _short(e: Estimate, sign: bool = False) -> str:
@@ -188,4 +207,5 @@ def _row(key: tuple[str, str], runs: Mapping[int, StoredRun], fresh: Mapping[int
         from_peak=statistics.mean([statistics.loss_from_peak(c) for c in online]),
         against_fresh=against,
         onset=when,
+        tasks=min(len(c) for c in online),
     )

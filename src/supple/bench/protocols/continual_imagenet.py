@@ -90,6 +90,8 @@ class ContinualTinyImageNet(ContinualImageNet):
     data: str = sourced("tiny-imagenet-32", "the data set of this protocol, down-sampled")
     per_class: int = sourced(500, FEW)
     judged_per_class: int = sourced(50, "its validation split")
+    #: not those of the parent, which were found on ImageNet
+    settings: dict[str, dict[str, Any]] = sourced({}, "the methods' own")  # noqa: RUF009 (returns a field)
 
     def held_out(self, seed: int) -> tuple[Tensor, Tensor] | None:
         return load(self.data, "test")
