@@ -55,6 +55,10 @@ class Method:
 
         return keyed(make, seed, "network", task)
 
+    def check(self, protocol: Protocol) -> None:
+        """Raise what a run would raise because the protocol's network or optimizer has no form of this method."""
+        protocol.build_optimizers(self.build(protocol, 0).parameters())
+
     def settings_in(self, protocol: Protocol, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Own defaults, then the protocol's, then the caller's; with hidden boundaries no schedule is "task"."""
         found = {**self.settings, **protocol.settings.get(self.name, {}), **(overrides or {})}

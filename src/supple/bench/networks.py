@@ -16,14 +16,18 @@ from supple.streams import generator
 if TYPE_CHECKING:
     from supple.bench.protocols import Protocol
 
-#: name -> network of a protocol (shape of an image, outputs); "mlp" is built by `build` itself
-IMAGE_NETWORKS: dict[str, Callable[[tuple[int, ...], int], nn.Module]] = {
-    "convnet": lambda shape, outputs: ConvNet(shape[0], shape[-1], outputs),
+#: name -> network of a protocol (shape of an image, outputs, what a method asks for); "mlp" is built by `build` itself
+IMAGE_NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "convnet": lambda shape, outputs, **form: ConvNet(shape[0], shape[-1], outputs, **form),
     "resnet8": lambda shape, outputs: resnet8(outputs, channels=shape[0]),
     "resnet18": lambda shape, outputs: resnet18(outputs, channels=shape[0]),
     "unet": lambda shape, outputs: UNet(shape[0], widths=(16, 32), level=16),
 }
 NETWORKS = ("mlp", *IMAGE_NETWORKS)
+#: those that have a form with another activation, a norm, dropout
+FORMED = ("convnet",)
+#: hidden units of the shallow network where a protocol names no width: those of the ConvNet's linear layers
+SHALLOW = (128,)
 
 
 def build(
@@ -47,23 +51,32 @@ def build(
         sizes = (protocol.inputs, *protocol.hidden[:depth], protocol.outputs)
         return MLP(sizes, activation, norm=norm or False, dropout=dropout)
     if depth is not None and protocol.metric == "accuracy":
-        sizes = (math.prod(protocol.shape), *protocol.hidden[:depth], protocol.outputs)
+        hidden = protocol.hidden or SHALLOW  # a network may have widths of its own
+        sizes = (math.prod(protocol.shape), *hidden[:depth], protocol.outputs)
         return nn.Sequential(nn.Flatten(), MLP(sizes, init="default"))
-    if depth is not None or activation != "relu" or norm or dropout:
-        wanted = (
-            ("one hidden layer" if depth else "a linear form")
-            if depth is not None
-            else f"{norm} normalisation"
-            if norm
-            else "dropout"
-            if dropout
-            else f"the activation {activation}"
-        )
+    form = {"activation": activation, "norm": norm or False, "dropout": dropout}
+    if depth is None and name in FORMED:
+        return IMAGE_NETWORKS[name](protocol.shape, protocol.outputs, **form)
+    if norm == "batch" and name.startswith("resnet"):
         raise InputError(
-            f"the network {name!r} of {protocol.name} has no form with {wanted}",
-            do="leave this method out, or take a protocol with an MLP",
+            f"the network {name!r} of {protocol.name} is batch-normalised in every method",
+            do="leave this method out; the plain network is this reference",
+        )
+    if depth is not None or activation != "relu" or norm or dropout:
+        raise InputError(
+            f"the network {name!r} of {protocol.name} has no form with {_asked(activation, norm, depth, dropout)}",
+            do="leave this method out, or take a protocol with an MLP or a ConvNet",
         )
     return IMAGE_NETWORKS[name](protocol.shape, protocol.outputs)
+
+
+def _asked(activation: str, norm: str, depth: int | None, dropout: float) -> str:
+    """What a method wants of a network, in words."""
+    if depth is not None:
+        return "one hidden layer" if depth else "a linear form"
+    if norm:
+        return f"{norm} normalisation"
+    return "dropout" if dropout else f"the activation {activation}"
 
 
 def keyed(build: Callable[[], nn.Module], seed: int, *key: str | int) -> nn.Module:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
+from supple.cli.bench_choice import chosen, widths
 from supple.cli.diagnose import check_target
 from supple.errors import InputError
 
@@ -66,7 +67,8 @@ class BenchRun:
     protocol: str
     """A protocol, a study or an experiment: a name from `supple bench list`."""
     methods: str | None = None
-    """Names separated by commas, or all (default: plain,fresh,regrama; a study has its own)."""
+    """Names separated by commas, or all that the network has a form of (default: plain,fresh,regrama; a study has
+    its own)."""
     seeds: int = 3
     """Seeds 0 to N-1."""
     preset: str | None = None
@@ -78,7 +80,8 @@ class BenchRun:
     layers: str | None = None
     """Widths of the hidden layers of an MLP instead of the preset's, such as 64,64; another run, by its name."""
     hidden_boundaries: bool = False
-    """No method is told where a task ends; what acts at boundaries acts every 1,000 steps instead."""
+    """No method but the fresh reference is told where a task ends, no head is zeroed, no output masked; what acts at
+    boundaries acts every 1,000 steps instead. Runs of their own, by name."""
     iid: bool = False
     """The control: the same samples shuffled over all tasks into one stream."""
     data: Path | None = None
@@ -98,7 +101,6 @@ class BenchRun:
     def run(self) -> int:
         from supple.bench import grid, protocols, with_engine
         from supple.bench.experiments import EXPERIMENTS
-        from supple.bench.methods import METHODS
         from supple.bench.studies import STUDIES
         from supple.cli.experiments import run_experiment
         from supple.cli.train import train
@@ -131,10 +133,9 @@ class BenchRun:
                 where=protocol.name,
             )
         protocol.check()
-        wanted = self.methods or "plain,fresh,regrama"
         specs = grid(
             protocol,
-            list(METHODS) if wanted == "all" else wanted.split(","),
+            chosen(protocol, self.methods or "plain,fresh,regrama"),
             list(range(self.seeds)),
             measure_every=self.measure_every or 0,
         )
@@ -172,15 +173,6 @@ class BenchRun:
             say(str(answer))
         emit_json(answer.to_dict(), self.json)
         return 0
-
-
-def widths(text: str) -> dict[str, Any]:
-    """``--layers``: the protocol's fields; an error names what is no width."""
-    parts = text.split(",")
-    if not all(p.strip().isdigit() and int(p) > 0 for p in parts):
-        raise InputError("--layers takes whole numbers separated by commas", found=text, do="such as 64,64")
-    found = tuple(int(p) for p in parts)
-    return {"hidden": found, "variant": "layers-" + "-".join(map(str, found))}
 
 
 def show(folder: Path, json: Path | None) -> int:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from supple.errors import InputError
-from supple.models.mlp import make_activation
+from supple.models.mlp import NORMS, check_norm, make_activation
+
+#: norms of a convolution's channels, by name
+CHANNEL_NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "layer": lambda channels: nn.GroupNorm(1, channels),
+    "batch": nn.BatchNorm2d,
+}
 
 
 class ConvNet(nn.Module):
@@ -24,7 +30,8 @@ class ConvNet(nn.Module):
         outputs: width of the head.
         widths, kernels: per convolution.
         hidden: linear layers before the head.
-        batch_norm: a BatchNorm2d after each convolution.
+        norm: before every activation: "layer" (over channels and places of one image), "batch" or False.
+        dropout: the rate behind every activation.
 
     >>> ConvNet(3, 32, 2)(torch.zeros(4, 3, 32, 32)).shape
     torch.Size([4, 2])
@@ -40,17 +47,21 @@ class ConvNet(nn.Module):
         kernels: Sequence[int] = (5, 3, 3),
         hidden: Sequence[int] = (128, 128),
         activation: str = "relu",
-        batch_norm: bool = False,
+        norm: bool | str = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        kind = check_norm(norm)
         features: OrderedDict[str, nn.Module] = OrderedDict()
         seen = channels
         for i, (width, kernel) in enumerate(zip(widths, kernels, strict=True), 1):
             act, factor = make_activation(activation)
             features[f"conv{i}"] = nn.Conv2d(seen, width // factor, kernel)
-            if batch_norm:
-                features[f"norm{i}"] = nn.BatchNorm2d(width // factor)
+            if kind:
+                features[f"norm{i}"] = CHANNEL_NORMS[kind](width // factor)
             features[f"act{i}"] = act
+            if dropout:
+                features[f"drop{i}"] = nn.Dropout(dropout)
             features[f"pool{i}"] = nn.MaxPool2d(2)
             seen, size = width, (size - kernel + 1) // 2
             if size < 1:
@@ -60,7 +71,12 @@ class ConvNet(nn.Module):
         seen *= size * size
         for i, width in enumerate(hidden, 1):
             act, factor = make_activation(activation)
-            head[f"fc{i}"], head[f"act{i}"] = nn.Linear(seen, width // factor), act
+            head[f"fc{i}"] = nn.Linear(seen, width // factor)
+            if kind:
+                head[f"norm{i}"] = NORMS[kind](width // factor)
+            head[f"act{i}"] = act
+            if dropout:
+                head[f"drop{i}"] = nn.Dropout(dropout)
             seen = width
         head["head"] = nn.Linear(seen, outputs)
         self.classifier = nn.Sequential(head)

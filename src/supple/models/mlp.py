@@ -30,6 +30,17 @@ ACTIVATIONS: dict[str, tuple[type[nn.Module], int]] = {
 NORMS: dict[str, type[nn.Module]] = {"layer": nn.LayerNorm, "batch": nn.BatchNorm1d}
 
 
+def check_norm(norm: bool | str) -> str:
+    """The name of a norm, "" for none.
+
+    >>> check_norm(True), check_norm("batch"), check_norm(False)
+    ('layer', 'batch', '')
+    """
+    if norm not in (False, True, *NORMS):
+        raise InputError(f"unknown norm {norm!r}", do=f"choose one of {', '.join(NORMS)}")
+    return "layer" if norm is True else norm or ""
+
+
 def make_activation(name: str) -> tuple[nn.Module, int]:
     """A new activation module, and how many outputs it has for each unit.
 
@@ -71,8 +82,7 @@ class MLP(nn.Sequential):
         init: str = "he_uniform",
         dropout: float = 0.0,
     ) -> None:
-        if norm not in (False, True, *NORMS):
-            raise InputError(f"unknown norm {norm!r}", do=f"choose one of {', '.join(NORMS)}")
+        kind = check_norm(norm)
         if len(sizes) < 2 or min(sizes) < 1 or init not in ("he_uniform", "default"):
             raise InputError(
                 "an MLP needs at least two positive sizes, and init 'he_uniform' or 'default'",
@@ -85,8 +95,8 @@ class MLP(nn.Sequential):
             if seen % outputs:
                 raise InputError(f"{activation} needs an even width", found=seen, where=f"fc{i}")
             parts[f"fc{i}"] = nn.Linear(width, seen // outputs)
-            if norm:
-                parts[f"norm{i}"] = NORMS["layer" if norm is True else str(norm)](seen // outputs)
+            if kind:
+                parts[f"norm{i}"] = NORMS[kind](seen // outputs)
             parts[f"act{i}"] = act
             if dropout:
                 parts[f"drop{i}"] = nn.Dropout(dropout)
