@@ -36,7 +36,7 @@ class Data:
 
     def __init__(self) -> None:
         folder = ROOT / "results"
-        names = (*NEW, "concept-shift-abrupt", "digits-permuted-iid")
+        names = (*NEW, "digits-permuted-iid")
         self.tables = {
             n: self._rows(folder / n / f"{PRESET.get(n.removesuffix('-iid'), 'small')}.json") for n in names
         }

@@ -37,7 +37,6 @@ PLAN = (
     ("permuted-mnist", "small", METHODS, 5),
     ("label-flipping-mnist", "small", METHODS, 5),
     ("random-label-mnist", "small", METHODS, 5),
-    ("concept-shift-abrupt", "small", METHODS, 5),
 )
 
 
