@@ -194,3 +194,22 @@ def test_all_new_methods_run_to_the_end(tmp_path: Path) -> None:
     specs = grid(create("digits-permuted", tasks=2, hidden=(12,)), ["shallow", "batchnorm", "dropout"], [0])
     outcome = run_list(with_engine(specs, "auto"), tmp_path, workers=0)
     assert outcome.ok, outcome.errors
+
+
+@pytest.mark.parametrize("tasks", [1, 7, 40, 99])
+def test_onset_equals_its_definition(tasks: int) -> None:
+    """Every task in turn: is each mean of the coming twentieth, from here to the end, below the margin?"""
+    draw = np.random.default_rng(tasks)
+    fallen = 0
+    for _ in range(60):
+        d = draw.normal(-0.08, 0.06, (3, tasks)) * (np.arange(tasks) >= draw.integers(tasks))
+        course, width = d.mean(0), max(1, tasks // 20)
+        means = [course[t : t + width].mean() for t in range(tasks)]
+        wanted = next((t for t in range(tasks) if all(m < -0.05 for m in means[t:])), None)
+        found = onset(0.9 + d, np.full((3, tasks), 0.9))
+        assert (None if found is None else found.value) == wanted
+        if found is not None:
+            fallen += 1
+            assert found.lo <= found.value <= found.hi <= tasks
+            assert {found.lo, found.hi} <= set(range(tasks + 1))
+    assert fallen > 5
