@@ -60,6 +60,9 @@ def matrix() -> dict[str, str]:
     """The page of the matrix, from its committed records."""
     from supple.bench.lab.matrix import render
 
-    data = read(ROOT / "results/matrix/records.json")
+    path = ROOT / "results/matrix/records.json"
+    if not path.exists():
+        return {}
+    data = read(path)
     lines = [NOTICE, "", *MATRIX_HEAD, f"## Preset {data['preset']}", "", render(data["records"]), ""]
     return {"results/matrix.md": "\n".join([*lines, *origin(data)])}
