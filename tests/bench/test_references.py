@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from supple.bench import grid, protocols, run_list, with_engine
+from supple.bench import grid, protocols, run_list, statistics, with_engine
 from supple.bench.learner import Learner
 from supple.bench.methods import METHODS
 from supple.bench.protocols import create
@@ -213,3 +213,11 @@ def test_onset_equals_its_definition(tasks: int) -> None:
             assert found.lo <= found.value <= found.hi <= tasks
             assert {found.lo, found.hi} <= set(range(tasks + 1))
     assert fallen > 5
+
+
+def test_the_ends_of_an_onset_are_tasks_that_occurred(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With few resamples a quantile lies between two of them, and half of "never" is no task."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 4)
+    d = -0.2 * (np.arange(100) >= np.array([[20], [50], [80], [200]]))
+    ends = [onset(0.9 + d, np.full((4, 100), 0.9), seed=seed) for seed in range(10)]
+    assert all(e is not None and {e.lo, e.hi} <= set(range(101)) for e in ends)
