@@ -66,7 +66,8 @@ def _activations(x: Observed) -> list[tuple[str, str, np.ndarray]]:
             ("always_on", "", units.always_on(x.post)),
         ]
     if x.op in ("tanh", "sigmoid"):
-        found.append(("saturated", "", units.saturated(x.post, x.op) >= 0.95))
+        share = units.saturated(x.post, x.op)
+        found += [("saturated", "", share >= 0.95), ("saturated", "responses", share)]
     found.append(("cloned", "", units.cloned(x.post) > 0.95))
     return found
 

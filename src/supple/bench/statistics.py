@@ -278,8 +278,9 @@ def onset(
 ) -> Estimate | None:
     """The first task from which a curve stays below the reference by more than a margin, to the end.
 
-    Of d_t = mean over runs of curve - reference, smoothed by a running mean over a twentieth of the tasks; the
-    interval is that of a bootstrap over runs in which a course that never falls counts as the number of tasks.
+    Of d_t = mean over runs of curve - reference, each task standing for the mean of the coming twentieth of the
+    tasks, so a sharp fall is dated up to a twentieth early. The interval is that of a bootstrap over runs in which
+    a course that never falls counts as the number of tasks.
 
     Args:
         curves, reference: (runs, tasks), runs of equal seed in the same order.
@@ -289,8 +290,8 @@ def onset(
 
     >>> fresh = [[0.9] * 40] * 3
     >>> worn = [[0.9] * 20 + [0.7] * 20] * 3
-    >>> onset(worn, fresh).value
-    20.0
+    >>> onset(worn, fresh).value  # tasks 19 and 20 together lie 0.1 below
+    19.0
     """
     x, y = (_checked(v, "onset", 2) for v in (curves, reference))
     if x.shape != y.shape:

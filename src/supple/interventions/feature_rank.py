@@ -111,6 +111,7 @@ class FeatureRank(Penalty):
         layer: path of the module whose input is Φ; default: the one output layer, which a trace finds (of
             ``inputs``, or of the first training batch).
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
     >>> opt = torch.optim.SGD(model.parameters(), lr=0.1)
     >>> handle = FeatureRank(layer="2").attach(model, opt)
