@@ -2,7 +2,7 @@
 models and nothing of the instruments: Supple attaches to them as to any other agent.
 """
 
-from supple.agents.ppo import PPO, ActorCritic, Iteration, PPOConfig
+from supple.agents.ppo import PPO, ActorCritic, Iteration, PPOConfig, losses
 from supple.agents.rollout import Rollout, advantages
 
-__all__ = ["PPO", "ActorCritic", "Iteration", "PPOConfig", "Rollout", "advantages"]
+__all__ = ["PPO", "ActorCritic", "Iteration", "PPOConfig", "Rollout", "advantages", "losses"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -60,12 +61,18 @@ class Iteration:
 
 
 class ActorCritic(nn.Module):
-    """Two separate networks: policy logits (N, A) and values (N,)."""
+    """Two separate networks: policy logits (N, A) and values (N,). PyTorch's default initialiser, as in the published
+    suites: under He's the first policy is nearly deterministic where observations are far from zero.
+    """
 
-    def __init__(self, observations: int, actions: int, hidden: tuple[int, ...], activation: str) -> None:
+    def __init__(
+        self, observations: int, actions: int, hidden: tuple[int, ...], activation: str, **form: Any
+    ) -> None:
+        """``form``: norm and dropout of `supple.models.MLP`."""
         super().__init__()
-        self.policy = MLP((observations, *hidden, actions), activation=activation)
-        self.value = MLP((observations, *hidden, 1), activation=activation)
+        form.setdefault("init", "default")
+        self.policy = MLP((observations, *hidden, actions), activation=activation, **form)
+        self.value = MLP((observations, *hidden, 1), activation=activation, **form)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.policy(x), self.value(x).squeeze(-1)
@@ -77,13 +84,25 @@ class PPO:
     The loop is open: ``agent.net``, ``agent.optimizer`` are ordinary objects that monitors and
     interventions attach to. ``agent.generator`` drives every draw.
 
+    Args:
+        env: a batch environment. config: the settings. seed: of the network and of every draw.
+        net, optimizer: a network (N, d) -> (logits (N, A), values (N,)) and its optimizer, made elsewhere.
+
     >>> from supple.streams.rl import VectorCartPole
     >>> agent = PPO(VectorCartPole(copies=4), PPOConfig(steps_per_iteration=80, minibatch=40), seed=0)
     >>> agent.iterate().updates
     10
     """
 
-    def __init__(self, env: Env, config: PPOConfig | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        env: Env,
+        config: PPOConfig | None = None,
+        seed: int = 0,
+        *,
+        net: nn.Module | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
         self.env, self.config = env, config or PPOConfig()
         if self.config.steps_per_iteration % env.copies:
             raise ValueError(
@@ -93,11 +112,14 @@ class PPO:
         self.generator = torch.Generator().manual_seed(seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.net = ActorCritic(
+            self.net = net or ActorCritic(
                 env.observation_size, env.actions, self.config.hidden, self.config.activation
             )
-        self.optimizer = self.fresh_optimizer()
+        self.optimizer = optimizer or self.fresh_optimizer()
         self.observation = env.reset()
+        self.rollout: Rollout | None = None  # the last one
+        #: told the policy's loss before every update; C-CHAIN's coefficient is made of it
+        self.on_loss: Callable[[Tensor], None] | None = None
 
     def fresh_optimizer(self) -> torch.optim.Optimizer:
         """Adam at the configured learning rate over all parameters."""
@@ -116,6 +138,7 @@ class PPO:
             gamma=c.gamma,
             trace=c.trace,
         )
+        self.rollout = rollout
         return self.update(rollout)
 
     def update(self, rollout: Rollout) -> Iteration:
@@ -127,12 +150,14 @@ class PPO:
             order = torch.randperm(len(rollout.actions), generator=self.generator)
             for rows in order.split(c.minibatch):
                 policy_loss, value_loss, entropy = self.losses(rollout, rows)
+                if self.on_loss is not None:
+                    self.on_loss((policy_loss - c.entropy * entropy).detach())
                 self.optimizer.zero_grad()
                 (policy_loss - c.entropy * entropy + c.value * value_loss).backward()
                 self.optimizer.step()
                 updates += 1
         with torch.no_grad():
-            logits = self.net.policy(rollout.observations)
+            logits = self.net(rollout.observations)[0]
         return Iteration(
             rollout.returns,
             float(torch.distributions.Categorical(logits=logits).entropy().mean()),
@@ -144,12 +169,18 @@ class PPO:
 
     def losses(self, rollout: Rollout, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(clipped surrogate, squared value error, entropy) of a minibatch."""
-        logits, values = self.net(rollout.observations[rows])
-        distribution = torch.distributions.Categorical(logits=logits, validate_args=False)
-        advantage = rollout.advantages[rows]
-        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-        ratio = (distribution.log_prob(rollout.actions[rows]) - rollout.log_probs[rows]).exp()
-        clipped = ratio.clamp(1 - self.config.clip, 1 + self.config.clip)
-        surrogate = -torch.minimum(ratio * advantage, clipped * advantage).mean()
-        error = (values - rollout.targets[rows]).square().mean()
-        return surrogate, error, distribution.entropy().mean()
+        return losses(self.net(rollout.observations[rows]), rollout.columns[rows], self.config.clip)
+
+
+def losses(outputs: tuple[Tensor, Tensor], columns: Tensor, clip: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(clipped surrogate, squared value error, entropy) of outputs (logits (N, A), values (N,)).
+
+    ``columns`` (N, 4) are those of `Rollout.columns`; advantages are standardised within the minibatch.
+    """
+    logits, values = outputs
+    actions, old, advantage, target = columns.unbind(1)
+    distribution = torch.distributions.Categorical(logits=logits, validate_args=False)
+    advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+    ratio = (distribution.log_prob(actions) - old).exp()
+    surrogate = -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
+    return surrogate, (values - target).square().mean(), distribution.entropy().mean()

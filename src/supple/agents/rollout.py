@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,12 @@ class Rollout:
     advantages: Tensor
     targets: Tensor
     returns: tuple[float, ...]
+
+    @functools.cached_property
+    def columns(self) -> Tensor:
+        """(N, 4): actions, their log probabilities at the time, advantages, targets of the values."""
+        parts = (self.actions.to(self.targets.dtype), self.log_probs, self.advantages, self.targets)
+        return torch.stack(parts, 1)
 
 
 def advantages(

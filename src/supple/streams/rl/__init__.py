@@ -3,7 +3,15 @@ makes a sequence of tasks out of one of them. No reinforcement-learning package 
 
 from supple.streams.rl.acrobot import VectorAcrobot
 from supple.streams.rl.cartpole import VectorCartPole
+from supple.streams.rl.mountaincar import VectorMountainCar
 from supple.streams.rl.offset import ObservationOffset
 from supple.streams.rl.vector import Step, VectorEnv
 
-__all__ = ["ObservationOffset", "Step", "VectorAcrobot", "VectorCartPole", "VectorEnv"]
+__all__ = [
+    "ObservationOffset",
+    "Step",
+    "VectorAcrobot",
+    "VectorCartPole",
+    "VectorEnv",
+    "VectorMountainCar",
+]
