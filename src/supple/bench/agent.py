@@ -124,7 +124,8 @@ class AgentLearner(Learner):
         def fresh(part: str) -> Callable[[int], nn.Module]:
             return lambda i: getattr(self.method.build(self.protocol, self.spec.seed, 10_000 + i), part)
 
-        policy, value, actions = self.model.policy, self.model.value, self.protocol.outputs
+        policy, value = self.model.get_submodule("policy"), self.model.get_submodule("value")
+        actions = self.protocol.outputs
         lr = self.protocol.lr
         return {
             "policy_trainability": trainability(policy, fresh("policy"), x, actions, lr, key),

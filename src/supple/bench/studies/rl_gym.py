@@ -151,7 +151,7 @@ def _share(low: Sequence[float], own: Sequence[float], high: Sequence[float]) ->
         a, b, c = table[:, np.asarray(rows, dtype=np.int64)].mean(1)
         return float((b - a) / (c - a)) if c > a else math.nan
 
-    found = bootstrap(np.arange(len(low)), ratio)
+    found = bootstrap(np.arange(float(len(low))), ratio)
     return found if math.isfinite(found.value) else None
 
 
