@@ -8,3 +8,7 @@ _EXTRAS = {"lightning": "lightning", "stable_baselines3": "stable_baselines3", "
 collect_ignore = [
     f"src/supple/integrations/{module}.py" for module, needs in _EXTRAS.items() if find_spec(needs) is None
 ]
+if find_spec("gymnasium") is None:
+    collect_ignore.append("src/supple/streams/rl/gym")
+if find_spec("minatar") is None:
+    collect_ignore.append("src/supple/streams/rl/gym/games.py")

@@ -1,9 +1,20 @@
-"""Task sequences for reinforcement learning: small environments stepped as one numpy batch, and what
-makes a sequence of tasks out of one of them. No reinforcement-learning package is needed."""
+"""Task sequences for reinforcement learning: small environments stepped as one numpy batch and what makes a
+sequence of tasks out of one of them (no reinforcement-learning package is needed), the same for gymnasium
+environments (`supple.streams.rl.gym`), and the published suites by name (`suite`)."""
 
 from supple.streams.rl.acrobot import VectorAcrobot
 from supple.streams.rl.cartpole import VectorCartPole
+from supple.streams.rl.catalogue import Suite, suite, suites
 from supple.streams.rl.offset import ObservationOffset
 from supple.streams.rl.vector import Step, VectorEnv
 
-__all__ = ["ObservationOffset", "Step", "VectorAcrobot", "VectorCartPole", "VectorEnv"]
+__all__ = [
+    "ObservationOffset",
+    "Step",
+    "Suite",
+    "VectorAcrobot",
+    "VectorCartPole",
+    "VectorEnv",
+    "suite",
+    "suites",
+]
