@@ -34,6 +34,10 @@ class ObservationOffset:
         return self.env.observation_size
 
     @property
+    def observation_shape(self) -> tuple[int, ...]:
+        return self.env.observation_shape
+
+    @property
     def actions(self) -> int:
         return self.env.actions
 
@@ -44,9 +48,9 @@ class ObservationOffset:
     @property
     def offset(self) -> Array:
         if self.index == 0:
-            return np.zeros(self.observation_size)
+            return np.zeros(self.observation_shape)
         rng = np.random.Generator(np.random.PCG64([self.seed, self.index]))
-        return rng.normal(0.0, self.scale, self.observation_size)
+        return rng.normal(0.0, self.scale, self.observation_shape)
 
     def task(self, index: int) -> None:
         """Switch to the given task; the next `reset` or `step` shows its offset."""
