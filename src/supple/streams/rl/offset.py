@@ -11,8 +11,8 @@ import numpy.typing as npt
 from supple.streams.rl.vector import Array, Step, VectorEnv
 
 
-def offset_of(seed: int, index: int, scale: float, size: int) -> Array:
-    """(size,) the offset of one task: N(0, scale²) drawn from (seed, index) alone, zero for the first task.
+def offset_of(seed: int, index: int, scale: float, size: int | tuple[int, ...]) -> Array:
+    """An array of the given size: the offset of one task: N(0, scale²) drawn from (seed, index) alone, zero for the first task.
 
     >>> offset_of(1, 0, 2.0, 3).tolist()
     [0.0, 0.0, 0.0]
@@ -47,6 +47,10 @@ class ObservationOffset:
         return self.env.observation_size
 
     @property
+    def observation_shape(self) -> tuple[int, ...]:
+        return self.env.observation_shape
+
+    @property
     def actions(self) -> int:
         return self.env.actions
 
@@ -56,7 +60,7 @@ class ObservationOffset:
 
     @property
     def offset(self) -> Array:
-        return offset_of(self.seed, self.index, self.scale, self.observation_size)
+        return offset_of(self.seed, self.index, self.scale, self.observation_shape)
 
     def task(self, index: int) -> None:
         """Switch to the given task; the next `reset` or `step` shows its offset."""

@@ -14,13 +14,16 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Step:
-    """One step of all copies. ``final`` is the observation before a finished copy was restarted."""
+    """One step of all copies. ``final`` is the observation before a finished copy was restarted.
 
-    observation: Array  # (n, d)
+    Observations are (n, *observation_shape): (n, d) vectors or (n, channels, height, width) images.
+    """
+
+    observation: Array  # (n, *shape)
     reward: Array  # (n,)
     terminated: npt.NDArray[np.bool_]  # (n,) the task ended
     truncated: npt.NDArray[np.bool_]  # (n,) the time limit ended the episode
-    final: Array  # (n, d)
+    final: Array  # (n, *shape)
     returns: tuple[float, ...]  # returns of the episodes that ended in this step
 
 
@@ -35,6 +38,11 @@ class VectorEnv(abc.ABC):
 
     observation_size: int
     actions: int
+
+    @property
+    def observation_shape(self) -> tuple[int, ...]:
+        """Shape of one observation; a vector unless a subclass says otherwise."""
+        return (self.observation_size,)
 
     def __init__(self, copies: int, limit: int, seed: int) -> None:
         if copies < 1 or limit < 1:
