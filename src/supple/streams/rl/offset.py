@@ -12,7 +12,7 @@ from supple.streams.rl.vector import Array, Step, VectorEnv
 
 
 def offset_of(seed: int, index: int, scale: float, size: int | tuple[int, ...]) -> Array:
-    """An array of the given size: the offset of one task: N(0, scale²) drawn from (seed, index) alone, zero for the first task.
+    """The offset of one task, in the given size: N(0, scale²) from (seed, index) alone, zero for the first task.
 
     >>> offset_of(1, 0, 2.0, 3).tolist()
     [0.0, 0.0, 0.0]
