@@ -5,9 +5,11 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 _EXTRAS = {
-    "integrations/lightning": "lightning",
-    "integrations/stable_baselines3": "stable_baselines3",
-    "integrations/transformers": "transformers",
-    "streams/rl/minatar": "minatar",
+    "integrations/lightning.py": "lightning",
+    "integrations/stable_baselines3.py": "stable_baselines3",
+    "integrations/transformers.py": "transformers",
+    "streams/rl/minatar.py": "minatar",
+    "streams/rl/gym/games.py": "minatar",
+    "streams/rl/gym": "gymnasium",
 }
-collect_ignore = [f"src/supple/{module}.py" for module, needs in _EXTRAS.items() if find_spec(needs) is None]
+collect_ignore = [f"src/supple/{path}" for path, needs in _EXTRAS.items() if find_spec(needs) is None]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from supple.errors import InputError, MissingExtraError
+from supple.errors import InputError, need
 from supple.streams.rl.vector import Array, Step, VectorEnv
 
 GAMES = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
@@ -20,16 +20,6 @@ IDLE = {"seaquest": 1000}
 CHANNELS = 10
 #: attributes of a game that never change (the random state is kept by its own means)
 CONSTANT = {"channels", "action_map", "ramping", "random"}
-
-
-def _environment(game: str, sticky: float, ramping: bool) -> Any:
-    try:
-        from minatar import Environment
-    except ImportError as error:
-        raise MissingExtraError(
-            "the MinAtar games need minatar", found=error, do="pip install 'supple[rl]'"
-        ) from error
-    return Environment(game, sticky_action_prob=sticky, difficulty_ramping=ramping)
 
 
 class VectorMinAtar(VectorEnv):
@@ -80,7 +70,10 @@ class VectorMinAtar(VectorEnv):
         if not 0.0 <= sticky <= 1.0 or (idle is not None and idle < 1):
             raise InputError("sticky lies in [0, 1], idle is at least 1", found=(sticky, idle))
         self.game, self.idle = game, idle
-        self.games = [_environment(game, sticky, ramping) for _ in range(copies)]
+        make = need("minatar", "rl").Environment
+        self.games = [
+            make(game, sticky_action_prob=sticky, difficulty_ramping=ramping) for _ in range(copies)
+        ]
         for i, one in enumerate(self.games):
             one.seed(int(np.random.SeedSequence([seed, i]).generate_state(1)[0]))
         super().__init__(copies, sys.maxsize if limit is None else limit, seed)
