@@ -61,9 +61,17 @@ class VectorEnv(abc.ABC):
     def _advance(self, actions: npt.NDArray[np.int64]) -> tuple[Array, npt.NDArray[np.bool_]]:
         """Move ``self.state``; rewards and terminations."""
 
+    def _restart(self, done: npt.NDArray[np.bool_]) -> None:
+        """New start states for the copies that are ``done`` (n,)."""
+        self.state[done] = self._start(int(done.sum()))
+
+    def _overtime(self) -> npt.NDArray[np.bool_]:
+        """(n,) copies whose episode is cut now, whatever the task says."""
+        return self.clock >= self.limit
+
     @abc.abstractmethod
     def observe(self) -> Array:
-        """What the agent sees of ``self.state``: (n, d)."""
+        """What the agent sees of ``self.state``: (n, *observation_shape)."""
 
     def reset(self) -> Array:
         """Restart every copy."""
@@ -82,12 +90,12 @@ class VectorEnv(abc.ABC):
         reward, terminated = self._advance(actions)
         self.clock += 1
         self.total += reward
-        truncated = (self.clock >= self.limit) & ~terminated
+        truncated = self._overtime() & ~terminated
         final = self.observe()
         done = terminated | truncated
         returns = tuple(float(r) for r in self.total[done])
         if done.any():
-            self.state[done] = self._start(int(done.sum()))
+            self._restart(done)
             self.clock[done] = 0
             self.total[done] = 0.0
         return Step(self.observe(), reward, terminated, truncated, final, returns)
