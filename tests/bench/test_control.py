@@ -103,11 +103,8 @@ def test_cchain_acts_on_the_policy_alone_and_hears_the_loss() -> None:
     learner = AgentLearner(spec(method="cchain", iterations=4))
     learner.start(0)
     seen = []
-    learner.handle.observe_loss = lambda loss, old=learner.handle.observe_loss: (
-        seen.append(float(loss)),
-        old(loss),
-    )
-    learner.agent.on_loss = learner.handle.observe_loss
+    assert learner.agent.on_loss == [learner.handle.observe_loss]
+    learner.agent.on_loss.append(lambda loss: seen.append(float(loss)))
     learner.learn(learner.protocol.sequence(0).task(0))
     assert len(seen) == learner.steps == 4 * 2 * 2
     learner.model(learner.agent.rollout.observations[:8])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,8 +16,13 @@ from supple.models import MLP
 
 
 class Env(Protocol):
-    """What the agent needs of an environment; see `supple.streams.rl`."""
+    """What the agents need of an environment; see `supple.streams.rl`.
 
+    Observations are (n, *observation_shape) arrays; ``observation_size`` is the product of that shape.
+    """
+
+    @property
+    def observation_shape(self) -> tuple[int, ...]: ...
     @property
     def observation_size(self) -> int: ...
     @property
@@ -26,6 +31,8 @@ class Env(Protocol):
     def copies(self) -> int: ...
     def reset(self) -> npt.NDArray[np.float64]: ...
     def step(self, actions: npt.NDArray[np.int64]) -> Any: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,20 @@ class Iteration:
     updates: int = field(default=0)
 
 
+def with_terms(loss: Tensor, listeners: Iterable[Callable[[Tensor], Tensor | None]]) -> Tensor:
+    """The loss plus what the listeners, told of it, give in return.
+
+    >>> with_terms(torch.tensor(1.0), [print, lambda loss: 2 * loss]).item()
+    tensor(1.)
+    3.0
+    """
+    total = loss
+    for listener in listeners:
+        term = listener(loss)
+        total = total if term is None else total + term
+    return total
+
+
 class ActorCritic(nn.Module):
     """Two separate networks: policy logits (N, A) and values (N,). PyTorch's default initialiser, as in the published
     suites: under He's the first policy is nearly deterministic where observations are far from zero.
@@ -82,7 +103,9 @@ class PPO:
     """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347), clipped form.
 
     The loop is open: ``agent.net``, ``agent.optimizer`` are ordinary objects that monitors and
-    interventions attach to. ``agent.generator`` drives every draw.
+    interventions attach to. ``agent.generator`` drives every draw. ``agent.on_loss`` lists callables that get the
+    policy's loss of each update (clipped surrogate minus entropy bonus) before ``backward()``; what they return
+    (if not None) is added to the loss, as in `DQN`.
 
     Args:
         env: a batch environment. config: the settings. seed: of the network and of every draw.
@@ -116,10 +139,9 @@ class PPO:
                 env.observation_size, env.actions, self.config.hidden, self.config.activation
             )
         self.optimizer = optimizer or self.fresh_optimizer()
+        self.on_loss: list[Callable[[Tensor], Tensor | None]] = []
         self.observation = env.reset()
         self.rollout: Rollout | None = None  # the last one
-        #: told the policy's loss before every update; C-CHAIN's coefficient is made of it
-        self.on_loss: Callable[[Tensor], None] | None = None
 
     def fresh_optimizer(self) -> torch.optim.Optimizer:
         """Adam at the configured learning rate over all parameters."""
@@ -150,10 +172,10 @@ class PPO:
             order = torch.randperm(len(rollout.actions), generator=self.generator)
             for rows in order.split(c.minibatch):
                 policy_loss, value_loss, entropy = self.losses(rollout, rows)
-                if self.on_loss is not None:
-                    self.on_loss((policy_loss - c.entropy * entropy).detach())
+                told = policy_loss - c.entropy * entropy
+                loss = with_terms(told, self.on_loss) + c.value * value_loss
                 self.optimizer.zero_grad()
-                (policy_loss - c.entropy * entropy + c.value * value_loss).backward()
+                loss.backward()
                 self.optimizer.step()
                 updates += 1
         with torch.no_grad():

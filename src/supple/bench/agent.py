@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from supple.agents import PPO, Iteration
+from supple.agents.plain import arrays, plain
 from supple.bench.agent_probe import SAMPLES, trainability
 from supple.bench.learner import Learner, TaskResult
 from supple.errors import InputError
+from supple.interventions.cchain import CChainHandle
 from supple.streams import generator
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ class AgentLearner(Learner):
             self.env, self.protocol.settings_of_agent(), net=self.model, optimizer=self.optimizers[0]
         )
         self.agent.generator = self.generator
-        self.agent.on_loss = getattr(self.handle, "observe_loss", None)
+        if isinstance(self.handle, CChainHandle):
+            self.agent.on_loss.append(self.handle.observe_loss)
 
     def start(self, task: int) -> None:
         """Cross the boundary: the environment shows the next task, from new episodes on."""
@@ -140,27 +142,13 @@ class AgentLearner(Learner):
         return fmean(self.last_returns)
 
     def state_dict(self) -> dict[str, Any]:
-        env = _tensors(self.env.state_dict())
+        env = plain(self.env.state_dict())
         return {**super().state_dict(), "environment": env, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.env.load_state_dict(_arrays(state["environment"]))
+        self.env.load_state_dict(arrays(state["environment"]))
         self.generator.set_state(state["generator"])
-
-
-def _tensors(state: Any) -> Any:
-    """Arrays as tensors, which a checkpoint holds."""
-    if isinstance(state, dict):
-        return {k: _tensors(v) for k, v in state.items()}
-    return torch.from_numpy(state.copy()) if isinstance(state, np.ndarray) else state
-
-
-def _arrays(state: Any) -> Any:
-    """Inverse of `_tensors`."""
-    if isinstance(state, dict):
-        return {k: _arrays(v) for k, v in state.items()}
-    return state.numpy() if isinstance(state, Tensor) else state
 
 
 def _last(found: Sequence[Iteration]) -> dict[str, float]:
