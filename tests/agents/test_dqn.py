@@ -13,7 +13,8 @@ from torch import nn
 from supple.agents import DQN, DQNConfig, Transitions, q_network
 from supple.errors import InputError
 from supple.interventions import CChain, ReDo, ResetEvent
-from supple.streams.rl import ObservationOffset, VectorCartPole
+from supple.streams.rl import ObservationOffset, VectorCartPole, suite
+from supple.streams.rl.minatar import IDLE
 
 TINY = DQNConfig(
     hidden=(16,), batch=8, capacity=300, target_every=7, random_steps=20, epsilon_steps=100,
@@ -201,6 +202,30 @@ def test_resets_reach_the_target() -> None:
     old = agent()
     others = [u for u in range(16) if all(u not in e.units for e in handle.log if isinstance(e, ResetEvent))]
     assert torch.equal(it.target.fc1.weight[others], old.net.fc1.weight[others])  # no copy has been made
+
+
+def test_a_network_from_elsewhere() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    before = weights(net)
+    it = DQN(VectorCartPole(copies=4), TINY, net=net, optimizer=optimizer)
+    assert (it.net, it.optimizer) == (net, optimizer)
+    assert it.iterate().updates == 20
+    assert not torch.equal(before, weights(net))
+    assert len(it.target) == 4
+
+
+def test_the_defaults_are_the_published_settings() -> None:
+    facts, c = suite("minatar").settings, DQNConfig()
+    assert facts["network"] == f"conv {c.channels[0]} (3 x 3), dense {c.hidden[0]}"
+    names = {
+        "learning_rate": "learning_rate", "batch": "batch", "target_update": "target_every", "buffer": "capacity",
+        "gamma": "gamma", "loss": "loss", "epsilon_steps": "epsilon_steps", "random_steps_per_task": "random_steps",
+    }  # fmt: skip
+    assert {k: facts[k] for k in names} == {k: getattr(c, n) for k, n in names.items()}
+    assert facts["epsilon"] == (c.epsilon_start, c.epsilon_end)
+    assert facts["idle_cut"] == IDLE
+    assert c.double
 
 
 def test_networks() -> None:

@@ -55,6 +55,8 @@ class DQN:
         env: see `supple.streams.rl`. Its ``observation_dtype``, if it has one, is what the replay buffer keeps.
         config: see `DQNConfig`.
         seed: of the initial weights and of every draw; the global generator is left alone.
+        net, optimizer: a network (N, *observation_shape) -> (N, actions) and its optimizer, made elsewhere. The
+            target network is a copy of it.
 
     >>> from supple.streams.rl import VectorCartPole
     >>> agent = DQN(VectorCartPole(copies=4), DQNConfig(random_steps=40, steps_per_iteration=80), seed=0)
@@ -62,7 +64,15 @@ class DQN:
     40
     """
 
-    def __init__(self, env: Env, config: DQNConfig | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        env: Env,
+        config: DQNConfig | None = None,
+        seed: int = 0,
+        *,
+        net: nn.Module | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
         self.env, self.config = env, config or DQNConfig()
         if self.config.steps_per_iteration % env.copies or env.copies > self.config.capacity:
             raise InputError(
@@ -72,9 +82,9 @@ class DQN:
         self.generator = torch.Generator().manual_seed(seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.net = q_network(env.observation_shape, env.actions, self.config)
+            self.net = net or q_network(env.observation_shape, env.actions, self.config)
         self.target = copy.deepcopy(self.net).requires_grad_(False)
-        self.optimizer = self.fresh_optimizer()
+        self.optimizer = optimizer or self.fresh_optimizer()
         kept = getattr(env, "observation_dtype", np.float32)
         self.replay = Replay(self.config.capacity, env.observation_shape, kept)
         self.on_loss: list[Callable[[Tensor], Tensor | None]] = []
