@@ -154,7 +154,22 @@ def test_a_foreign_state_changes_nothing() -> None:
     state["target"] = {n: t[:1] for n, t in state["target"].items()}
     with pytest.raises(InputError, match="another network; where: target"):
         one.load_state_dict(state)
-    assert torch.equal(before, weights(one.net))
+    with pytest.raises(InputError, match="another environment"):
+        one.load_state_dict(agent(8, copies=2).state_dict())
+    other = DQN(one.env, TINY, net=one.net, optimizer=torch.optim.SGD(one.net.parameters(), lr=0.1))
+    with pytest.raises(InputError, match="another optimizer"):
+        one.load_state_dict(other.state_dict())
+    one.iterate()
+    state = one.state_dict()
+    state["replay"]["capacity"] = 7
+    for broken in (state, {**one.state_dict(), "env": {"index": 0, "env": {"state": torch.zeros(3, 4)}}}):
+        one.iterate()
+        seen, size = weights(one.net, one.target), len(one.replay)
+        with pytest.raises(InputError):
+            one.load_state_dict(broken)
+        assert torch.equal(seen, weights(one.net, one.target))
+        assert len(one.replay) == size
+    assert not torch.equal(before, weights(one.net))
 
 
 def test_listeners_are_told_and_heard() -> None:

@@ -22,6 +22,11 @@ from supple.errors import InputError
 COUNTERS = ("steps", "updates", "decided", "random_left")
 
 
+def groups(state: Mapping[str, Any]) -> list[tuple[int, list[str]]]:
+    """For each parameter group of an optimizer's state: how many parameters, and the names of its settings."""
+    return [(len(group["params"]), sorted(group)) for group in state["param_groups"]]
+
+
 @dataclass
 class QIteration:
     """What one iteration showed; NaN where nothing was learned in it."""
@@ -208,7 +213,7 @@ class DQN:
         """Inverse of `state_dict`, into an agent of the same settings on the same kind of environment.
 
         Raises:
-            InputError: other settings, another network or replay buffer; nothing was changed.
+            InputError: other settings, another network, optimizer, replay buffer or environment; nothing was changed.
         """
         own = plain(asdict(self.config))
         other = {n: v for n, v in state["config"].items() if own.get(n) != v}
@@ -222,6 +227,14 @@ class DQN:
             shapes = {n: (t.shape, t.dtype) for n, t in module.state_dict().items()}
             if shapes != {n: (t.shape, t.dtype) for n, t in state[name].items()}:
                 raise InputError("this state is of another network", where=name)
+        if groups(self.optimizer.state_dict()) != groups(state["optimizer"]):
+            raise InputError("this state is of another optimizer", where="optimizer")
+        if self.observation.shape != tuple(state["observation"].shape):
+            raise InputError(
+                "this state is of another environment",
+                found=f"observations {tuple(state['observation'].shape)}",
+                do=f"use one with {self.observation.shape}",
+            )
         self.replay.check(state["replay"])
         self.env.load_state_dict(arrays(state["env"]))
         self.replay.load_state_dict(state["replay"])
