@@ -13,8 +13,9 @@ from torch import nn
 from supple.agents import DQN, DQNConfig, Transitions, q_network
 from supple.errors import InputError
 from supple.interventions import CChain, ReDo, ResetEvent
-from supple.streams.rl import ObservationOffset, VectorCartPole, suite
+from supple.streams.rl import ObservationOffset, VectorCartPole
 from supple.streams.rl.minatar import IDLE
+from supple.streams.rl.published import DDQN_MINATAR
 
 TINY = DQNConfig(
     hidden=(16,), batch=8, capacity=300, target_every=7, random_steps=20, epsilon_steps=100,
@@ -231,7 +232,7 @@ def test_a_network_from_elsewhere() -> None:
 
 
 def test_the_defaults_are_the_published_settings() -> None:
-    facts, c = suite("minatar").settings, DQNConfig()
+    facts, c = DDQN_MINATAR, DQNConfig()
     assert facts["network"] == f"conv {c.channels[0]} (3 x 3), dense {c.hidden[0]}"
     names = {
         "learning_rate": "learning_rate", "batch": "batch", "target_update": "target_every", "buffer": "capacity",
