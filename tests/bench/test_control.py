@@ -104,7 +104,7 @@ def test_cchain_acts_on_the_policy_alone_and_hears_the_loss() -> None:
     learner.start(0)
     seen = []
     assert learner.agent.on_loss == [learner.handle.observe_loss]
-    learner.agent.on_loss.append(lambda loss: seen.append(float(loss)))
+    learner.agent.on_loss.append(lambda loss: seen.append(loss.item()))
     learner.learn(learner.protocol.sequence(0).task(0))
     assert len(seen) == learner.steps == 4 * 2 * 2
     learner.model(learner.agent.rollout.observations[:8])
