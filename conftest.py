@@ -10,6 +10,7 @@ _EXTRAS = {
     "integrations/transformers.py": "transformers",
     "streams/rl/minatar.py": "minatar",
     "streams/rl/gym/games.py": "minatar",
+    "streams/rl/catalogue.py": "gymnasium",
     "streams/rl/gym": "gymnasium",
 }
 collect_ignore = [f"src/supple/{path}" for path, needs in _EXTRAS.items() if find_spec(needs) is None]

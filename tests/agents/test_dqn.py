@@ -14,6 +14,8 @@ from supple.agents import DQN, DQNConfig, Transitions, q_network
 from supple.errors import InputError
 from supple.interventions import CChain, ReDo, ResetEvent
 from supple.streams.rl import ObservationOffset, VectorCartPole
+from supple.streams.rl.minatar import IDLE
+from supple.streams.rl.published import DDQN_MINATAR
 
 TINY = DQNConfig(
     hidden=(16,), batch=8, capacity=300, target_every=7, random_steps=20, epsilon_steps=100,
@@ -153,7 +155,22 @@ def test_a_foreign_state_changes_nothing() -> None:
     state["target"] = {n: t[:1] for n, t in state["target"].items()}
     with pytest.raises(InputError, match="another network; where: target"):
         one.load_state_dict(state)
-    assert torch.equal(before, weights(one.net))
+    with pytest.raises(InputError, match="another environment"):
+        one.load_state_dict(agent(8, copies=2).state_dict())
+    other = DQN(one.env, TINY, net=one.net, optimizer=torch.optim.SGD(one.net.parameters(), lr=0.1))
+    with pytest.raises(InputError, match="another optimizer"):
+        one.load_state_dict(other.state_dict())
+    one.iterate()
+    state = one.state_dict()
+    state["replay"]["capacity"] = 7
+    for broken in (state, {**one.state_dict(), "env": {"index": 0, "env": {"state": torch.zeros(3, 4)}}}):
+        one.iterate()
+        seen, size = weights(one.net, one.target), len(one.replay)
+        with pytest.raises(InputError):
+            one.load_state_dict(broken)
+        assert torch.equal(seen, weights(one.net, one.target))
+        assert len(one.replay) == size
+    assert not torch.equal(before, weights(one.net))
 
 
 def test_listeners_are_told_and_heard() -> None:
@@ -201,6 +218,30 @@ def test_resets_reach_the_target() -> None:
     old = agent()
     others = [u for u in range(16) if all(u not in e.units for e in handle.log if isinstance(e, ResetEvent))]
     assert torch.equal(it.target.fc1.weight[others], old.net.fc1.weight[others])  # no copy has been made
+
+
+def test_a_network_from_elsewhere() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    before = weights(net)
+    it = DQN(VectorCartPole(copies=4), TINY, net=net, optimizer=optimizer)
+    assert (it.net, it.optimizer) == (net, optimizer)
+    assert it.iterate().updates == 20
+    assert not torch.equal(before, weights(net))
+    assert len(it.target) == 4
+
+
+def test_the_defaults_are_the_published_settings() -> None:
+    facts, c = DDQN_MINATAR, DQNConfig()
+    assert facts["network"] == f"conv {c.channels[0]} (3 x 3), dense {c.hidden[0]}"
+    names = {
+        "learning_rate": "learning_rate", "batch": "batch", "target_update": "target_every", "buffer": "capacity",
+        "gamma": "gamma", "loss": "loss", "epsilon_steps": "epsilon_steps", "random_steps_per_task": "random_steps",
+    }  # fmt: skip
+    assert {k: facts[k] for k in names} == {k: getattr(c, n) for k, n in names.items()}
+    assert facts["epsilon"] == (c.epsilon_start, c.epsilon_end)
+    assert facts["idle_cut"] == IDLE
+    assert c.double
 
 
 def test_networks() -> None:

@@ -12,9 +12,7 @@ pytestmark = pytest.mark.rl
 
 from supple.streams.rl import suites  # noqa: E402
 
-PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "reinforcement-learning.md").read_text(
-    encoding="utf-8"
-)
+PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "agents-and-tasks.md").read_text(encoding="utf-8")
 
 
 def test_its_code_runs(
@@ -30,7 +28,7 @@ def test_its_code_runs(
     )
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    exec(compile(code, "reinforcement-learning.md", "exec"), names)
+    exec(compile(code, "agents-and-tasks.md", "exec"), names)
     assert "policy saturation" in capsys.readouterr().out
     assert names["callback"].monitor.step > 0  # type: ignore[attr-defined]
 

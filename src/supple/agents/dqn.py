@@ -22,6 +22,11 @@ from supple.errors import InputError
 COUNTERS = ("steps", "updates", "decided", "random_left")
 
 
+def groups(state: Mapping[str, Any]) -> list[tuple[int, list[str]]]:
+    """For each parameter group of an optimizer's state: how many parameters, and the names of its settings."""
+    return [(len(group["params"]), sorted(group)) for group in state["param_groups"]]
+
+
 @dataclass
 class QIteration:
     """What one iteration showed; NaN where nothing was learned in it."""
@@ -55,6 +60,8 @@ class DQN:
         env: see `supple.streams.rl`. Its ``observation_dtype``, if it has one, is what the replay buffer keeps.
         config: see `DQNConfig`.
         seed: of the initial weights and of every draw; the global generator is left alone.
+        net, optimizer: a network (N, *observation_shape) -> (N, actions) and its optimizer, made elsewhere. The
+            target network is a copy of it.
 
     >>> from supple.streams.rl import VectorCartPole
     >>> agent = DQN(VectorCartPole(copies=4), DQNConfig(random_steps=40, steps_per_iteration=80), seed=0)
@@ -62,7 +69,15 @@ class DQN:
     40
     """
 
-    def __init__(self, env: Env, config: DQNConfig | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        env: Env,
+        config: DQNConfig | None = None,
+        seed: int = 0,
+        *,
+        net: nn.Module | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
         self.env, self.config = env, config or DQNConfig()
         if self.config.steps_per_iteration % env.copies or env.copies > self.config.capacity:
             raise InputError(
@@ -72,9 +87,9 @@ class DQN:
         self.generator = torch.Generator().manual_seed(seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.net = q_network(env.observation_shape, env.actions, self.config)
+            self.net = net or q_network(env.observation_shape, env.actions, self.config)
         self.target = copy.deepcopy(self.net).requires_grad_(False)
-        self.optimizer = self.fresh_optimizer()
+        self.optimizer = optimizer or self.fresh_optimizer()
         kept = getattr(env, "observation_dtype", np.float32)
         self.replay = Replay(self.config.capacity, env.observation_shape, kept)
         self.on_loss: list[Callable[[Tensor], Tensor | None]] = []
@@ -198,7 +213,7 @@ class DQN:
         """Inverse of `state_dict`, into an agent of the same settings on the same kind of environment.
 
         Raises:
-            InputError: other settings, another network or replay buffer; nothing was changed.
+            InputError: other settings, another network, optimizer, replay buffer or environment; nothing was changed.
         """
         own = plain(asdict(self.config))
         other = {n: v for n, v in state["config"].items() if own.get(n) != v}
@@ -212,6 +227,14 @@ class DQN:
             shapes = {n: (t.shape, t.dtype) for n, t in module.state_dict().items()}
             if shapes != {n: (t.shape, t.dtype) for n, t in state[name].items()}:
                 raise InputError("this state is of another network", where=name)
+        if groups(self.optimizer.state_dict()) != groups(state["optimizer"]):
+            raise InputError("this state is of another optimizer", where="optimizer")
+        if self.observation.shape != tuple(state["observation"].shape):
+            raise InputError(
+                "this state is of another environment",
+                found=f"observations {tuple(state['observation'].shape)}",
+                do=f"use one with {self.observation.shape}",
+            )
         self.replay.check(state["replay"])
         self.env.load_state_dict(arrays(state["env"]))
         self.replay.load_state_dict(state["replay"])

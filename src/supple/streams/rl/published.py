@@ -25,7 +25,9 @@ PPO_DMC = {
 }  # fmt: skip
 DDQN_MINATAR = {
     "algorithm": "double DQN", "network": "conv 16 (3 x 3), dense 128", "learning_rate": 3e-4, "batch": 32,
-    "target_update": 1000, "buffer": 100_000, "buffer_flushed": False, "seeds": 12,
+    "target_update": 1000, "buffer": 100_000, "buffer_flushed": False, "gamma": 0.99, "loss": "mse",
+    "epsilon": (1.0, 0.1), "epsilon_steps": 100_000, "random_steps_per_task": 10_000, "environments": 1,
+    "idle_cut": {"seaquest": 1000}, "seeds": 12,
 }  # fmt: skip
 ANT = {"algorithm": "PPO", "episode": 1000}
 

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from supple.errors import InputError
+
 Array = npt.NDArray[np.float64]
 
 
@@ -110,7 +112,13 @@ class VectorEnv(abc.ABC):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of `state_dict`."""
+        """Inverse of `state_dict`; the state of another number of copies is refused."""
+        if np.shape(state["state"]) != self.state.shape:
+            raise InputError(
+                "this state is of another environment",
+                found=np.shape(state["state"]),
+                do=f"{self.state.shape}",
+            )
         self.state = np.array(state["state"], dtype=np.float64)
         self.clock = np.array(state["clock"], dtype=np.int64)
         self.total = np.array(state["total"], dtype=np.float64)
