@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -13,6 +12,7 @@ import torch
 pytest.importorskip("stable_baselines3")
 pytestmark = pytest.mark.rl
 
+import gymnasium  # noqa: E402
 from stable_baselines3 import DQN, PPO, SAC, TD3  # noqa: E402
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize  # noqa: E402
 from tests.integrations.test_stable_baselines3 import METHODS, agent, same  # noqa: E402

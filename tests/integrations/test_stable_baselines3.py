@@ -268,3 +268,36 @@ def test_the_policy_report_of_every_algorithm(cls: Any) -> None:
         assert entropy.value == pytest.approx(expected, abs=1e-5)
         assert largest.value > 10
     callback.detach()
+
+
+def test_in_the_middle_of_a_rollout_only_what_was_seen_is_read() -> None:
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    seen: list[int] = []
+
+    class Look(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.num_timesteps in (72, 104):  # two copies, the second rollout of 64 steps: 4 and 20 are in
+                x, _ = sb3_probe.newest(self.model, 256)
+                seen.append(len(x))
+                assert bool((x.abs().sum(1) > 0).all())
+            return True
+
+    vec = DummyVecEnv([lambda: gymnasium.make("CartPole-v1")] * 2)
+    agent(PPO, env=vec, n_steps=32).learn(128, callback=Look())
+    assert seen == [6, 38]  # the running step is added after the callback
+    with pytest.raises(InputError, match="nothing has been observed yet"):
+        sb3_probe.newest(agent(PPO), 8)
+
+
+def test_a_full_replay_buffer_gives_the_newest_steps_of_all_copies() -> None:
+    vec = DummyVecEnv([lambda: gymnasium.make("CartPole-v1")] * 2)
+    model = agent(DQN, env=vec, buffer_size=80, learning_starts=10**6).learn(104)
+    buffer = model.replay_buffer
+    assert buffer.full
+    assert buffer.pos == 12  # 40 rows of 2 copies, written over from the start
+    x, y = sb3_probe.newest(model, 40)
+    rows = [*range(32, 40), *range(12)]
+    np.testing.assert_array_equal(x.numpy(), buffer.observations[rows].reshape(-1, 4))
+    assert y.dtype == torch.long
+    assert len(y) == 40

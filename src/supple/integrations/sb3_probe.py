@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from supple.errors import InputError
+
 MIN_PROBE = 32  # with fewer samples an off-policy agent is not looked at
 
 
@@ -34,16 +36,22 @@ def buffer_of(agent: Any) -> Any:
 def newest(agent: Any, size: int) -> tuple[Tensor, Tensor]:
     """(observations, actions) of at most ``size`` samples, as the network sees observations (normalised).
 
-    From a rollout buffer evenly over the rollout; from a replay buffer the newest steps, evenly over ``size`` of them.
+    From a rollout buffer evenly over the rollout; from a replay buffer the newest steps.
+
+    Raises:
+        InputError: the buffer is empty.
     """
+    if not available(agent):
+        raise InputError("nothing has been observed yet", do="let the agent make some steps first")
     buffer, envs = buffer_of(agent), buffer_of(agent).n_envs
     if is_replay(agent):
         steps = min(buffer.size(), max(1, -(-size // envs)))
         rows = (torch.arange(buffer.pos - steps, buffer.pos) % buffer.buffer_size).numpy()
     else:
-        # SB3 flattens a rollout buffer in its first pass over the data and keeps it so until the next rollout
-        rows = slice(None)
+        # in the middle of a rollout the rest of the buffer is empty
+        rows = slice(None) if buffer.full or buffer.generator_ready else slice(0, buffer.pos)
     observations, actions = buffer.observations[rows], buffer.actions[rows]
+    # SB3 flattens a rollout buffer in its first pass over the data and keeps it so until the next rollout
     if is_replay(agent) or not buffer.generator_ready:
         observations = observations.reshape(-1, *observations.shape[2:])
         actions = actions.reshape(-1, *actions.shape[2:])
