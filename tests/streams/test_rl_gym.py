@@ -246,6 +246,45 @@ def test_a_chain_of_environments_switches_at_the_end_of_an_episode() -> None:
     assert draws(11) != draws(12)  # copies of a vector environment stay different
 
 
+def test_changes_nest_and_the_outermost_reaches_all() -> None:
+    inner = ObservationOffset(CARTPOLE(), seed=1)
+    middle = gymnasium.wrappers.TimeLimit(inner, 50)  # somebody else's wrapper between them
+    outer = ActionPermutation(middle, seed=1)
+    outer.task(2)
+    assert (inner.index, outer.index) == (2, 2)
+    sequence = TaskSequence(outer)
+    assert (inner.index, outer.index) == (0, 0)  # a sequence begins with the first task
+    sequence.task(3)
+    sequence.reset(seed=0)
+    assert (inner.index, outer.index) == (3, 3)
+    chain = TaskSequence(
+        [partial(ObservationOffset, CARTPOLE(), 2.0, 1), partial(ObservationOffset, CARTPOLE())]
+    )
+    chain.task(1)
+    chain.reset(seed=0)
+    assert chain.env.index == 1
+
+
+def test_an_episode_that_ends_by_itself_at_the_boundary_is_terminated_alone() -> None:
+    class Short(Blank):
+        closed = 0
+
+        def step(self, action: Any) -> Any:
+            return self.observation_space.sample(), 0.0, True, False, {}
+
+        def close(self) -> None:
+            type(self).closed += 1
+
+    make = lambda: Short(spaces.Box(0, 1, (2,)), spaces.Discrete(2))
+    env = TaskSequence([make, lambda: make()], every=1)
+    env.reset(seed=0)
+    looked_at = Short.closed
+    assert looked_at == 1  # the second one was made to see its spaces, and closed again
+    assert env.step(0)[2:4] == (True, False)
+    assert env.reset()[1]["task"] == 1
+    assert Short.closed == 2  # an environment is closed when its task is over
+
+
 def test_vector_environments_of_gymnasium_and_stable_baselines() -> None:
     make = lambda: TaskSequence(ObservationOffset(CARTPOLE(), seed=1), tasks=4)
     envs = gymnasium.vector.SyncVectorEnv([make, make])
