@@ -64,5 +64,5 @@ $(TEST_ENV)/ready: pyproject.toml constraints.txt
 	  { echo "Python 3.11 or newer is needed; found: `$(PYTHON) --version`; do: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
 	test -x $(TEST_ENV)/bin/pip || $(PYTHON) -m venv $(TEST_ENV)
 	$(TEST_ENV)/bin/pip install -q $(PIP_FLAGS) -c constraints.txt torch
-	$(TEST_ENV)/bin/pip install -q $(PIP_FLAGS) -c constraints.txt -e '.[test,check]'
+	$(TEST_ENV)/bin/pip install -q $(PIP_FLAGS) -c constraints.txt -e '.[test,check,rl]'
 	touch $@

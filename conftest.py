@@ -1,10 +1,16 @@
-"""What the doctest collector leaves out: modules that import an extra at the top."""
+"""What the doctest collector leaves out: modules that import an extra at the top, or whose examples need one."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 
-_EXTRAS = {"lightning": "lightning", "stable_baselines3": "stable_baselines3", "transformers": "transformers"}
-collect_ignore = [
-    f"src/supple/integrations/{module}.py" for module, needs in _EXTRAS.items() if find_spec(needs) is None
-]
+_EXTRAS = {
+    "integrations/lightning.py": "lightning",
+    "integrations/stable_baselines3.py": "stable_baselines3",
+    "integrations/transformers.py": "transformers",
+    "streams/rl/minatar.py": "minatar",
+    "streams/rl/gym/games.py": "minatar",
+    "streams/rl/catalogue.py": "gymnasium",
+    "streams/rl/gym": "gymnasium",
+}
+collect_ignore = [f"src/supple/{path}" for path, needs in _EXTRAS.items() if find_spec(needs) is None]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from types import ModuleType
+
 
 def compose(what: str, *, found: object = None, where: str | None = None, do: str | None = None) -> str:
     """Join the four parts of a message into one sentence chain.
@@ -51,3 +54,17 @@ class StoreError(SuppleError):
 
 class MissingExtraError(SuppleError, ImportError):
     """A feature needs a package that is not installed; the message names the extra."""
+
+
+def need(module: str, extra: str) -> ModuleType:
+    """The imported module, or an error that names the extra.
+
+    >>> need("math", "none").pi > 3
+    True
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{module} is needed here", found=error, do=f"pip install 'supple[{extra}]'"
+        ) from error

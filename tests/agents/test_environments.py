@@ -5,13 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from supple.streams.rl import ObservationOffset, VectorAcrobot, VectorCartPole, VectorEnv
+from supple.streams.rl import ObservationOffset, VectorAcrobot, VectorCartPole, VectorEnv, VectorMountainCar
 
-ENVS = [VectorCartPole, VectorAcrobot]
+ENVS = [VectorCartPole, VectorAcrobot, VectorMountainCar]
 
 
 @pytest.mark.rl
-@pytest.mark.parametrize(("ours", "theirs"), [(VectorCartPole, "CartPole-v1"), (VectorAcrobot, "Acrobot-v1")])
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (VectorCartPole, "CartPole-v1"),
+        (VectorAcrobot, "Acrobot-v1"),
+        (VectorMountainCar, "MountainCar-v0"),
+    ],
+)
 def test_equal_to_gymnasium_step_by_step(ours: type[VectorEnv], theirs: str) -> None:
     gymnasium = pytest.importorskip("gymnasium")
     other = gymnasium.make(theirs).unwrapped

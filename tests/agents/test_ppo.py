@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from supple.agents import PPO, PPOConfig, advantages
+from supple.agents import PPO, PPOConfig, Rollout, advantages
 from supple.streams.rl import ObservationOffset, VectorCartPole
 
 
@@ -44,3 +44,26 @@ def test_same_seed_same_agent() -> None:
     state = torch.random.get_rng_state()
     assert torch.equal(run(), run())
     assert torch.equal(state, torch.random.get_rng_state())  # the global generator is left alone
+
+
+def test_listeners_hear_the_policys_loss_and_may_add_to_it() -> None:
+    heard: list[float] = []
+    agent = PPO(VectorCartPole(copies=4, seed=1), PPOConfig(steps_per_iteration=80, minibatch=40), seed=3)
+    wanted: list[float] = []
+    whole = agent.losses
+
+    def losses(rollout: Rollout, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        found = whole(rollout, rows)
+        wanted.append((found[0] - 0.01 * found[2]).item())
+        return found
+
+    agent.losses = losses  # type: ignore[method-assign]
+    agent.on_loss.append(lambda loss: heard.append(loss.item()))
+    agent.iterate()
+    assert heard == wanted
+    assert len(heard) == 10
+    agent.on_loss.append(lambda loss: 5.0 * agent.net.policy.head.bias.sum())
+    before = agent.net.policy.head.bias.detach().clone()
+    agent.optimizer = torch.optim.SGD(agent.net.parameters(), lr=0.01)
+    agent.iterate()
+    assert (agent.net.policy.head.bias < before).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,8 +16,13 @@ from supple.models import MLP
 
 
 class Env(Protocol):
-    """What the agent needs of an environment; see `supple.streams.rl`."""
+    """What the agents need of an environment; see `supple.streams.rl`.
 
+    Observations are (n, *observation_shape) arrays; ``observation_size`` is the product of that shape.
+    """
+
+    @property
+    def observation_shape(self) -> tuple[int, ...]: ...
     @property
     def observation_size(self) -> int: ...
     @property
@@ -25,6 +31,8 @@ class Env(Protocol):
     def copies(self) -> int: ...
     def reset(self) -> npt.NDArray[np.float64]: ...
     def step(self, actions: npt.NDArray[np.int64]) -> Any: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -59,13 +67,33 @@ class Iteration:
     updates: int = field(default=0)
 
 
-class ActorCritic(nn.Module):
-    """Two separate networks: policy logits (N, A) and values (N,)."""
+def with_terms(loss: Tensor, listeners: Iterable[Callable[[Tensor], Tensor | None]]) -> Tensor:
+    """The loss plus what the listeners, told of it, give in return.
 
-    def __init__(self, observations: int, actions: int, hidden: tuple[int, ...], activation: str) -> None:
+    >>> with_terms(torch.tensor(1.0), [print, lambda loss: 2 * loss]).item()
+    tensor(1.)
+    3.0
+    """
+    total = loss
+    for listener in listeners:
+        term = listener(loss)
+        total = total if term is None else total + term
+    return total
+
+
+class ActorCritic(nn.Module):
+    """Two separate networks: policy logits (N, A) and values (N,). PyTorch's default initialiser, as in the published
+    suites: under He's the first policy is nearly deterministic where observations are far from zero.
+    """
+
+    def __init__(
+        self, observations: int, actions: int, hidden: tuple[int, ...], activation: str, **form: Any
+    ) -> None:
+        """``form``: norm and dropout of `supple.models.MLP`."""
         super().__init__()
-        self.policy = MLP((observations, *hidden, actions), activation=activation)
-        self.value = MLP((observations, *hidden, 1), activation=activation)
+        form.setdefault("init", "default")
+        self.policy = MLP((observations, *hidden, actions), activation=activation, **form)
+        self.value = MLP((observations, *hidden, 1), activation=activation, **form)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.policy(x), self.value(x).squeeze(-1)
@@ -75,7 +103,13 @@ class PPO:
     """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347), clipped form.
 
     The loop is open: ``agent.net``, ``agent.optimizer`` are ordinary objects that monitors and
-    interventions attach to. ``agent.generator`` drives every draw.
+    interventions attach to. ``agent.generator`` drives every draw. ``agent.on_loss`` lists callables that get the
+    policy's loss of each update (clipped surrogate minus entropy bonus) before ``backward()``; what they return
+    (if not None) is added to the loss, as in `DQN`.
+
+    Args:
+        env: a batch environment. config: the settings. seed: of the network and of every draw.
+        net, optimizer: a network (N, d) -> (logits (N, A), values (N,)) and its optimizer, made elsewhere.
 
     >>> from supple.streams.rl import VectorCartPole
     >>> agent = PPO(VectorCartPole(copies=4), PPOConfig(steps_per_iteration=80, minibatch=40), seed=0)
@@ -83,7 +117,15 @@ class PPO:
     10
     """
 
-    def __init__(self, env: Env, config: PPOConfig | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        env: Env,
+        config: PPOConfig | None = None,
+        seed: int = 0,
+        *,
+        net: nn.Module | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
         self.env, self.config = env, config or PPOConfig()
         if self.config.steps_per_iteration % env.copies:
             raise ValueError(
@@ -93,11 +135,13 @@ class PPO:
         self.generator = torch.Generator().manual_seed(seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.net = ActorCritic(
+            self.net = net or ActorCritic(
                 env.observation_size, env.actions, self.config.hidden, self.config.activation
             )
-        self.optimizer = self.fresh_optimizer()
+        self.optimizer = optimizer or self.fresh_optimizer()
+        self.on_loss: list[Callable[[Tensor], Tensor | None]] = []
         self.observation = env.reset()
+        self.rollout: Rollout | None = None  # the last one
 
     def fresh_optimizer(self) -> torch.optim.Optimizer:
         """Adam at the configured learning rate over all parameters."""
@@ -116,6 +160,7 @@ class PPO:
             gamma=c.gamma,
             trace=c.trace,
         )
+        self.rollout = rollout
         return self.update(rollout)
 
     def update(self, rollout: Rollout) -> Iteration:
@@ -127,12 +172,14 @@ class PPO:
             order = torch.randperm(len(rollout.actions), generator=self.generator)
             for rows in order.split(c.minibatch):
                 policy_loss, value_loss, entropy = self.losses(rollout, rows)
+                told = policy_loss - c.entropy * entropy
+                loss = with_terms(told, self.on_loss) + c.value * value_loss
                 self.optimizer.zero_grad()
-                (policy_loss - c.entropy * entropy + c.value * value_loss).backward()
+                loss.backward()
                 self.optimizer.step()
                 updates += 1
         with torch.no_grad():
-            logits = self.net.policy(rollout.observations)
+            logits = self.net(rollout.observations)[0]
         return Iteration(
             rollout.returns,
             float(torch.distributions.Categorical(logits=logits).entropy().mean()),
@@ -144,12 +191,18 @@ class PPO:
 
     def losses(self, rollout: Rollout, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(clipped surrogate, squared value error, entropy) of a minibatch."""
-        logits, values = self.net(rollout.observations[rows])
-        distribution = torch.distributions.Categorical(logits=logits, validate_args=False)
-        advantage = rollout.advantages[rows]
-        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-        ratio = (distribution.log_prob(rollout.actions[rows]) - rollout.log_probs[rows]).exp()
-        clipped = ratio.clamp(1 - self.config.clip, 1 + self.config.clip)
-        surrogate = -torch.minimum(ratio * advantage, clipped * advantage).mean()
-        error = (values - rollout.targets[rows]).square().mean()
-        return surrogate, error, distribution.entropy().mean()
+        return losses(self.net(rollout.observations[rows]), rollout.columns[rows], self.config.clip)
+
+
+def losses(outputs: tuple[Tensor, Tensor], columns: Tensor, clip: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(clipped surrogate, squared value error, entropy) of outputs (logits (N, A), values (N,)).
+
+    ``columns`` (N, 4) are those of `Rollout.columns`; advantages are standardised within the minibatch.
+    """
+    logits, values = outputs
+    actions, old, advantage, target = columns.unbind(1)
+    distribution = torch.distributions.Categorical(logits=logits, validate_args=False)
+    advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+    ratio = (distribution.log_prob(actions) - old).exp()
+    surrogate = -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
+    return surrogate, (values - target).square().mean(), distribution.entropy().mean()

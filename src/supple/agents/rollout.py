@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,12 @@ class Rollout:
     advantages: Tensor
     targets: Tensor
     returns: tuple[float, ...]
+
+    @functools.cached_property
+    def columns(self) -> Tensor:
+        """(N, 4): actions, their log probabilities at the time, advantages, targets of the values."""
+        parts = (self.actions.to(self.targets.dtype), self.log_probs, self.advantages, self.targets)
+        return torch.stack(parts, 1)
 
 
 def advantages(
@@ -56,11 +63,15 @@ def collect(
     gamma: float,
     trace: float,
 ) -> tuple[Rollout, npt.NDArray[np.float64]]:
-    """Run ``steps`` steps of every copy; the flat rollout and the next observation."""
+    """Run ``steps`` steps of every copy; the flat rollout and the next observation.
+
+    Images are flattened, and all numbers take the dtype of the network.
+    """
+    dtype = next(net.parameters()).dtype
     columns: dict[str, list[Tensor]] = {k: [] for k in ("x", "a", "p", "v", "r", "d", "term", "final")}
     returns: list[float] = []
     for _ in range(steps):
-        x = torch.as_tensor(observation, dtype=torch.float32)
+        x = torch.as_tensor(observation, dtype=dtype).flatten(1)
         logits, value = net(x)
         log_probs = logits.log_softmax(-1)
         action = torch.multinomial(log_probs.exp(), 1, generator=generator).squeeze(1)
@@ -71,10 +82,10 @@ def collect(
             ("a", action),
             ("p", log_probs.gather(1, action[:, None]).squeeze(1)),
             ("v", value),
-            ("r", torch.as_tensor(step.reward * scale, dtype=torch.float32)),
-            ("d", torch.as_tensor(ended, dtype=torch.float32)),
-            ("term", torch.as_tensor(step.terminated, dtype=torch.float32)),
-            ("final", torch.as_tensor(step.final, dtype=torch.float32)),
+            ("r", torch.as_tensor(step.reward * scale, dtype=dtype)),
+            ("d", torch.as_tensor(ended, dtype=dtype)),
+            ("term", torch.as_tensor(step.terminated, dtype=dtype)),
+            ("final", torch.as_tensor(step.final, dtype=dtype).flatten(1)),
         ):
             columns[key].append(item)
         returns.extend(step.returns)

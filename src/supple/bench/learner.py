@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +31,8 @@ class TaskResult:
     loss: float
     samples: int
     nonfinite: int
+    #: further rows of the task, by name
+    extra: Mapping[str, float] = field(default_factory=dict)
 
 
 class Learner:

@@ -9,7 +9,6 @@ from typing import Any, TypeAlias
 
 import torch
 
-from supple.bench.learner import Learner
 from supple.bench.rows import Measure, measured_rows, observe_scene, summarise, task_rows
 from supple.bench.spec import RunSpec
 from supple.store import Run
@@ -63,7 +62,7 @@ def run(
 
 
 def _continue(spec: RunSpec, store: Run, measure: Measure, progress: Progress | None) -> None:
-    learner, tasks = Learner(spec), spec.protocol.tasks
+    learner, tasks = spec.protocol.learner(spec), spec.protocol.tasks
     state = store.resume()
     first = 0
     if state is not None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from supple.agents import ActorCritic
 from supple.errors import InputError
 from supple.models import MLP, ConvNet, UNet, resnet8, resnet18
 from supple.streams import generator
@@ -23,7 +24,7 @@ IMAGE_NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": lambda shape, outputs: resnet18(outputs, channels=shape[0]),
     "unet": lambda shape, outputs: UNet(shape[0], widths=(16, 32), level=16),
 }
-NETWORKS = ("mlp", *IMAGE_NETWORKS)
+NETWORKS = ("mlp", "actor_critic", *IMAGE_NETWORKS)
 #: those that have a form with another activation, a norm, dropout
 FORMED = ("convnet",)
 #: hidden units of the shallow network where a protocol names no width: those of the ConvNet's linear layers
@@ -50,6 +51,10 @@ def build(
     if name == "mlp":
         sizes = (protocol.inputs, *protocol.hidden[:depth], protocol.outputs)
         return MLP(sizes, activation, norm=norm or False, dropout=dropout)
+    if name == "actor_critic":
+        own = protocol.activation if activation == "relu" else activation
+        form = {"norm": norm or False, "dropout": dropout}
+        return ActorCritic(protocol.inputs, protocol.outputs, protocol.hidden[:depth], own, **form)
     if depth is not None and protocol.metric == "accuracy":
         hidden = protocol.hidden or SHALLOW  # a network may have widths of its own
         sizes = (math.prod(protocol.shape), *hidden[:depth], protocol.outputs)

@@ -82,7 +82,15 @@ def task_rows(spec: RunSpec, steps: int, task: Task, result: TaskResult, end: fl
             note="the training loss is not finite" if bad else "",
             **where,
         ),
+        *(_extra(name, value, where) for name, value in result.extra.items()),
     ]
+
+
+def _extra(name: str, value: float, where: Mapping[str, Any]) -> Record:
+    """A further row of a task; what is not finite is no number."""
+    if math.isfinite(value):
+        return Record(name, value, **where)
+    return Record(name, math.nan, status=Status.INVALID.value, note="not finite", **where)
 
 
 def measured_rows(

@@ -13,7 +13,7 @@ import numpy as np
 
 from supple.bench import methods, statistics
 from supple.bench.cohort.engine import COHORTS
-from supple.bench.rows import curve
+from supple.bench.rows import curve, metric_of
 from supple.bench.statistics import Estimate, Paired
 from supple.errors import StoreError
 from supple.store import StoredRun, load
@@ -122,24 +122,35 @@ class Summary:
                 protocol,
                 f"{'method':<18}{'n':>3}{'first':>7}{'last tenth':>21}{'minus fresh':>23}{'onset':>8}",
             ]
+            digits = _digits(rows)
             for r in rows:
-                fresh = "" if r.against_fresh is None else _short(r.against_fresh.difference, sign=True)
+                fresh = (
+                    "" if r.against_fresh is None else _short(r.against_fresh.difference, digits, sign=True)
+                )
+                first = f"{r.first.value:.{digits}f}"
                 lines.append(
-                    f"{r.method:<18}{len(r.seeds):>3}{r.first.value:>7.3f}{_short(r.last):>21}{fresh:>23}"
+                    f"{r.method:<18}{len(r.seeds):>3}{first:>7}{_short(r.last, digits):>21}{fresh:>23}"
                     f"{'' if r.against_fresh is None else r.lost_from.partition(' ')[0]:>8}".rstrip()
                 )
             lines += [f"onset of {r.method}: task {r.lost_from}" for r in rows if r.onset]
         if any(r.onset for r in self.rows):
             lines += [
                 "onset: the first task, counted from 0, from which a method stays below the",
-                "fresh network by 0.05, with the 95 % bootstrap interval over seeds",
+                "fresh network by 0.05 (of returns: by a tenth of its level), with the 95 %",
+                "bootstrap interval over seeds",
             ]
         lines += [f"left out: {name}: {why}" for name, why in self.left_out.items()]
         return "\n".join(lines)
 
 
-def _short(e: Estimate, sign: bool = False) -> str:
-    form = "+.3f" if sign else ".3f"
+def _digits(rows: list[Row]) -> int:
+    """Decimals of a table: three of an accuracy, none of returns in hundreds."""
+    top = max(abs(v) for r in rows for v in (r.first.value, r.last.value))
+    return 3 if top < 10 else 1 if top < 100 else 0
+
+
+def _short(e: Estimate, digits: int, sign: bool = False) -> str:
+    form = f"{'+' * sign}.{digits}f"
     return format(e.value, form) + ("" if e.samples < 2 else f" [{e.lo:{form}},{e.hi:{form}}]")
 
 
@@ -195,7 +206,8 @@ def _row(key: tuple[str, str], runs: Mapping[int, StoredRun], fresh: Mapping[int
         other = [statistics.final_tenth(curve(fresh[s].records, "online")) for s in pairs]
         against = statistics.paired(own, other)
         a, b = (np.array([curve(found[s].records, "online") for s in pairs]) for found in (runs, fresh))
-        when = statistics.onset(a, b)
+        margin = 0.1 * abs(float(b.mean())) if metric_of(runs[pairs[0]].records) == "return" else 0.05
+        when = statistics.onset(a, b, margin=margin)
     return Row(
         protocol=key[0],
         method=key[1],

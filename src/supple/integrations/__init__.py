@@ -9,9 +9,9 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-_MODULES = ("lightning", "stable_baselines3", "trackers", "transformers")
+_MODULES = ("lightning", "stable_baselines3", "torchrl", "trackers", "transformers")
 
-__all__ = ["lightning", "stable_baselines3", "trackers", "transformers"]
+__all__ = ["lightning", "stable_baselines3", "torchrl", "trackers", "transformers"]
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -124,6 +124,10 @@ class CChainHandle(PenaltyHandle["CChain"]):
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             return Reference(batch, self._outputs(batch).detach(), uses)
 
+    def observe_inputs(self, *args: Any, **kwargs: Any) -> None:
+        """Tell the inputs of a training batch, where the training does not call the model itself."""
+        self._receive(args, kwargs)
+
     # -- the coefficient --------------------------------------------------------------------------
     def observe_loss(self, loss: Tensor | float) -> None:
         """Tell the task's loss of this step; only ``target`` needs it."""

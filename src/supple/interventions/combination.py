@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from supple.errors import AttachError, InputError
 from supple.interventions.base import Handle, Intervention, Optimizers, create, names, register
+from supple.interventions.followers import check_follower
+from supple.interventions.resetting import ResetHandle
 
 
 @register
@@ -101,6 +103,16 @@ class CombinationHandle(Handle):
         for handle in self.handles:
             total = total + handle.penalty().to(total.device)
         return total
+
+    def follow(self, *networks: nn.Module) -> None:
+        """Resets are made in these networks too, see `ResetHandle.follow`; the other parts leave them alone."""
+        resets = [handle for handle in self.handles if isinstance(handle, ResetHandle)]
+        if not resets:
+            raise InputError("no part of this combination resets units", found=names(self.intervention.parts))
+        for network in networks:
+            check_follower(resets[0].inner, network, self.intervention.name)
+        for handle in resets:
+            handle.follow(*networks)
 
     def detach(self) -> None:
         super().detach()

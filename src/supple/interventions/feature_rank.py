@@ -39,6 +39,10 @@ class FeatureRankHandle(PenaltyHandle["FeatureRank"]):
     def _receive(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.past.add(args, kwargs, self.step)
 
+    def observe_inputs(self, *args: Any, **kwargs: Any) -> None:
+        """Tell the inputs of a training batch, where the training does not call the model itself."""
+        self._receive(args, kwargs)
+
     def _output_layer(self, inputs: Any, forward: Any = None) -> str:
         from supple.topology import trace
 

@@ -81,7 +81,7 @@ class L2Init(Penalty):
     >>> model = nn.Linear(2, 1)
     >>> handle = L2Init(coef=1.0).attach(model, torch.optim.SGD(model.parameters(), lr=0.1))
     >>> _ = model.bias.data.add_(2.0)
-    >>> handle.penalty().item()
+    >>> round(handle.penalty().item(), 4)
     4.0
     """
 

@@ -25,6 +25,7 @@ from supple.interventions.base import (
     optimizer_list,
 )
 from supple.interventions.engine import ResetEngine
+from supple.interventions.followers import check_follower, mirror_
 from supple.interventions.matrices import refuse_sharded
 from supple.interventions.meter import Meter
 from supple.interventions.reset_checks import Bias, Initials, Outgoing
@@ -76,8 +77,8 @@ class ResetHandle(Handle):
     """An attached reset method.
 
     ``log`` lists `ResetEvent` (which units, and what it did) and `LayerSkipped`; `survival` tells which of them
-    lasted; ``topology`` is the trace, ``skipped`` maps the layers that
-    are never reset to the reason. Each optimizer's step acts on the layers whose weights it holds.
+    lasted; ``topology`` is the trace, ``skipped`` maps the layers that are never reset to the reason. `follow`
+    lets target networks have the same resets. Each optimizer's step acts on the layers whose weights it holds.
     Subclasses implement `_prepare` (once the layers are known) and `_act`.
     """
 
@@ -106,6 +107,7 @@ class ResetHandle(Handle):
         self._waiting: dict[str, Any] | None = None
         self._lazy: Any = None
         self._probe: Any = None
+        self._followers: list[nn.Module] = []
         super().__init__(intervention, model, optimizer)
         with ExitStack() as undo:
             undo.callback(self.detach)
@@ -254,11 +256,29 @@ class ResetHandle(Handle):
         """Write a plan and log it, with the change of the outputs if there is a probe."""
         before = self._outputs()
         events = plan.apply_()
+        for network in self._followers:
+            mirror_(plan, network)
         after = self._outputs()
         if before is not None and after is not None:
             change = float(torch.linalg.vector_norm(after - before) / torch.linalg.vector_norm(before))
             events = [replace(e, change=change) for e in events]
         self.log += events
+
+    def follow(self, *networks: nn.Module) -> None:
+        """From now on each reset is made in these networks too: the target networks of an agent.
+
+        They are copies of the model, older or averaged. A unit that is re-born in the model is re-born in them with
+        the same fresh incoming weights and the same zeros (or rates) on what reads it; all other weights stay as
+        they are, so a target keeps its age. Without it a target goes on with the old units until its next copy. Not
+        part of the state: call it again after the state was loaded.
+
+        Raises:
+            InputError: a parameter or running statistic of the model is missing there, or has another shape;
+                no network is followed then.
+        """
+        for network in networks:
+            check_follower(self.inner, network, self.intervention.name)
+        self._followers += networks
 
     # -- what a reset did -----------------------------------------------------------------------
     def probe(self, inputs: Any) -> None:

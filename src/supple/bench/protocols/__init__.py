@@ -13,6 +13,7 @@ from supple.bench.protocols.continual_imagenet import (
     ContinualImageNet,
     ContinualTinyImageNet,
 )
+from supple.bench.protocols.control import AcrobotOffsets, CartPoleOffsets, Control, MountainCarOffsets
 from supple.bench.protocols.digits_permuted import DigitsPermuted
 from supple.bench.protocols.digits_random_labels import DigitsRandomLabels
 from supple.bench.protocols.image_domains import ImageDomains
@@ -55,6 +56,9 @@ _ALL: tuple[type[Protocol], ...] = (
     GradualShift,
     AbruptShift,
     SlowRegression,
+    CartPoleOffsets,
+    AcrobotOffsets,
+    MountainCarOffsets,
 )
 PROTOCOLS: dict[str, type[Protocol]] = {p.name: p for p in _ALL}
 
@@ -74,6 +78,7 @@ __all__ = [
     "PROTOCOLS",
     "ClassSequence",
     "ClassSequenceResNet",
+    "Control",
     "DigitsPermuted",
     "DigitsRandomLabels",
     "ImageDomains",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,10 @@ from torch.nn import functional as F
 from supple.bench.optimizers import OPTIMIZERS
 from supple.errors import InputError
 from supple.streams import Shuffled, Stream, Task
+
+if TYPE_CHECKING:
+    from supple.bench.learner import Learner
+    from supple.bench.spec import RunSpec
 
 P = TypeVar("P", bound="Protocol")
 Presenter: TypeAlias = Callable[[Tensor, Tensor], tuple[Any, Tensor]]
@@ -42,8 +46,12 @@ class Protocol:
     even_tasks: ClassVar[bool] = True
     #: what ``judge`` counts: records are called online_<metric> and end_<metric>
     metric: ClassVar[str] = "accuracy"
+    #: whether its tasks are data sets; otherwise an agent makes its own data
+    supervised: ClassVar[bool] = True
     #: whether weights and bias of the head are set to zero at the start of every task, in every method
     zero_head: ClassVar[bool] = False
+    #: the activation of the plain network
+    activation: ClassVar[str] = "relu"
     #: the network, a name of `supple.bench.networks`
     network: str = sourced("mlp", "the network of this protocol is an MLP")
 
@@ -109,6 +117,12 @@ class Protocol:
         """The name under which runs are kept."""
         marks = ("iid" * self.iid, "hidden-boundaries" * self.hidden_boundaries, self.variant)
         return "-".join([self.name, *(m for m in marks if m)])
+
+    def learner(self, spec: RunSpec) -> Learner:
+        """What learns a run of this protocol."""
+        from supple.bench.learner import Learner
+
+        return Learner(spec)
 
     def check(self) -> None:
         """Raise what a run would raise for want of data, and decode the data, before any worker starts."""

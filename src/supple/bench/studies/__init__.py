@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol
 from supple.bench.spec import RunSpec
 from supple.bench.studies.grama_vs_dormant import GramaVsDormant
 from supple.bench.studies.predicts import Predicts
+from supple.bench.studies.rl_gym import RlGym
 
 
 class Study(Protocol):
@@ -29,6 +30,6 @@ class Study(Protocol):
         ...
 
 
-STUDIES: dict[str, type[Study]] = {study.name: study for study in (GramaVsDormant, Predicts)}
+STUDIES: dict[str, type[Study]] = {study.name: study for study in (GramaVsDormant, Predicts, RlGym)}
 
-__all__ = ["STUDIES", "GramaVsDormant", "Predicts", "Study"]
+__all__ = ["STUDIES", "GramaVsDormant", "Predicts", "RlGym", "Study"]

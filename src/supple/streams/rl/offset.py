@@ -11,6 +11,19 @@ import numpy.typing as npt
 from supple.streams.rl.vector import Array, Step, VectorEnv
 
 
+def offset_of(seed: int, index: int, scale: float, size: int | tuple[int, ...]) -> Array:
+    """The offset of one task, in the given size: N(0, scale²) from (seed, index) alone, zero for the first task.
+
+    >>> offset_of(1, 0, 2.0, 3).tolist()
+    [0.0, 0.0, 0.0]
+    >>> bool((offset_of(1, 4, 2.0, 3) == offset_of(1, 4, 2.0, 3)).all())
+    True
+    """
+    if index == 0:
+        return np.zeros(size)
+    return np.random.Generator(np.random.PCG64([seed, index])).normal(0.0, scale, size)
+
+
 class ObservationOffset:
     """Adds a vector ~ N(0, scale²) to every observation, a new one per task; the first task has none.
 
@@ -34,6 +47,10 @@ class ObservationOffset:
         return self.env.observation_size
 
     @property
+    def observation_shape(self) -> tuple[int, ...]:
+        return self.env.observation_shape
+
+    @property
     def actions(self) -> int:
         return self.env.actions
 
@@ -43,10 +60,7 @@ class ObservationOffset:
 
     @property
     def offset(self) -> Array:
-        if self.index == 0:
-            return np.zeros(self.observation_size)
-        rng = np.random.Generator(np.random.PCG64([self.seed, self.index]))
-        return rng.normal(0.0, self.scale, self.observation_size)
+        return offset_of(self.seed, self.index, self.scale, self.observation_shape)
 
     def task(self, index: int) -> None:
         """Switch to the given task; the next `reset` or `step` shows its offset."""

@@ -9,18 +9,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from supple.errors import InputError
+
 Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of all copies. ``final`` is the observation before a finished copy was restarted."""
+    """One step of all copies. ``final`` is the observation before a finished copy was restarted.
 
-    observation: Array  # (n, d)
+    Observations are (n, *observation_shape): (n, d) vectors or (n, channels, height, width) images.
+    """
+
+    observation: Array  # (n, *shape)
     reward: Array  # (n,)
     terminated: npt.NDArray[np.bool_]  # (n,) the task ended
     truncated: npt.NDArray[np.bool_]  # (n,) the time limit ended the episode
-    final: Array  # (n, d)
+    final: Array  # (n, *shape)
     returns: tuple[float, ...]  # returns of the episodes that ended in this step
 
 
@@ -35,6 +40,11 @@ class VectorEnv(abc.ABC):
 
     observation_size: int
     actions: int
+
+    @property
+    def observation_shape(self) -> tuple[int, ...]:
+        """Shape of one observation; a vector unless a subclass says otherwise."""
+        return (self.observation_size,)
 
     def __init__(self, copies: int, limit: int, seed: int) -> None:
         if copies < 1 or limit < 1:
@@ -53,9 +63,17 @@ class VectorEnv(abc.ABC):
     def _advance(self, actions: npt.NDArray[np.int64]) -> tuple[Array, npt.NDArray[np.bool_]]:
         """Move ``self.state``; rewards and terminations."""
 
+    def _restart(self, done: npt.NDArray[np.bool_]) -> None:
+        """New start states for the copies that are ``done`` (n,)."""
+        self.state[done] = self._start(int(done.sum()))
+
+    def _overtime(self) -> npt.NDArray[np.bool_]:
+        """(n,) copies whose episode is cut now, whatever the task says."""
+        return self.clock >= self.limit
+
     @abc.abstractmethod
     def observe(self) -> Array:
-        """What the agent sees of ``self.state``: (n, d)."""
+        """What the agent sees of ``self.state``: (n, *observation_shape)."""
 
     def reset(self) -> Array:
         """Restart every copy."""
@@ -74,12 +92,12 @@ class VectorEnv(abc.ABC):
         reward, terminated = self._advance(actions)
         self.clock += 1
         self.total += reward
-        truncated = (self.clock >= self.limit) & ~terminated
+        truncated = self._overtime() & ~terminated
         final = self.observe()
         done = terminated | truncated
         returns = tuple(float(r) for r in self.total[done])
         if done.any():
-            self.state[done] = self._start(int(done.sum()))
+            self._restart(done)
             self.clock[done] = 0
             self.total[done] = 0.0
         return Step(self.observe(), reward, terminated, truncated, final, returns)
@@ -94,7 +112,13 @@ class VectorEnv(abc.ABC):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of `state_dict`."""
+        """Inverse of `state_dict`; the state of another number of copies is refused."""
+        if np.shape(state["state"]) != self.state.shape:
+            raise InputError(
+                "this state is of another environment",
+                found=np.shape(state["state"]),
+                do=f"{self.state.shape}",
+            )
         self.state = np.array(state["state"], dtype=np.float64)
         self.clock = np.array(state["clock"], dtype=np.int64)
         self.total = np.array(state["total"], dtype=np.float64)

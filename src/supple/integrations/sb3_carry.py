@@ -1,0 +1,101 @@
+"""Interventions on the networks of a Stable-Baselines3 agent: which goes where, and what each of them needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from supple.errors import InputError
+from supple.integrations.sb3_networks import Network, View
+
+
+class Feed:
+    """A forward pre-hook that hands on the inputs of training passes; copies of the module do not."""
+
+    def __init__(self, receive: Callable[..., None] | None) -> None:
+        self.receive = receive
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if self.receive is not None and module.training and torch.is_grad_enabled():
+            self.receive(*args)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Feed:
+        return Feed(None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Feed, (None,)
+
+
+class Carried:
+    """All interventions of a callback, attached: all of them or none.
+
+    Args:
+        networks: of the agent, see `supple.integrations.sb3_networks.networks`.
+        interventions: a sequence for all networks, or a mapping from network to sequence.
+        batch: raw observations and actions, by which networks are traced.
+    """
+
+    def __init__(
+        self, networks: Mapping[str, Network], interventions: Any, batch: tuple[Tensor, Tensor]
+    ) -> None:
+        self.handles: list[Any] = []
+        self._removers: list[Any] = []
+        try:
+            for network, intervention in chosen(networks, interventions):
+                inputs = network.inputs(*batch)
+                handle = intervention.attach(network.module, network.optimizer, inputs=inputs)
+                self.handles.append(handle)
+                self._serve(network, handle)
+        except BaseException:
+            self.detach()
+            raise
+
+    def _serve(self, network: Network, handle: Any) -> None:
+        """Target networks follow resets; a view is never called by SB3, so its inputs are told."""
+        for part in getattr(handle, "handles", [handle]):  # a combination serves its parts
+            if network.target is not None and hasattr(part, "follow"):
+                part.follow(network.target)
+            if hasattr(part, "observe_inputs") and isinstance(network.module, View):
+                fed = network.module.fed
+                self._removers.append(fed.register_forward_pre_hook(Feed(part.observe_inputs)))
+
+    def load(self, states: Sequence[dict[str, Any]]) -> None:
+        """Restore every handle; another number of states is refused before one is touched."""
+        if len(states) != len(self.handles):
+            raise InputError(
+                "the state belongs to other interventions", found=f"{len(states)} for {len(self.handles)}"
+            )
+        for handle, state in zip(self.handles, states, strict=True):
+            handle.load_state_dict(state)
+
+    def detach(self) -> None:
+        for remover in self._removers:
+            remover.remove()
+        for handle in self.handles:
+            handle.detach()
+
+
+def chosen(networks: Mapping[str, Network], interventions: Any) -> list[tuple[Network, Any]]:
+    """Pairs of network and intervention, after a check of names and of the kind of C-CHAIN.
+
+    Raises:
+        InputError: an unknown network; ``kind`` "kl" or "ce" on outputs that are no logits.
+    """
+    table = interventions
+    if not isinstance(table, Mapping):
+        table = dict.fromkeys(networks, tuple(interventions))
+    unknown = sorted(set(table) - set(networks))
+    if unknown:
+        raise InputError("this agent has no such network", found=unknown, do=f"choose of {list(networks)}")
+    pairs = [(networks[name], item) for name, items in table.items() for item in items]
+    for network, intervention in pairs:
+        for part in getattr(intervention, "parts", (intervention,)):
+            if part.name == "CChain" and part.kind != "mse" and network.kind != "logits":
+                raise InputError(
+                    f"C-CHAIN on {network.kind} needs another distance", found=f"kind={part.kind!r}",
+                    where=network.name, do='kind="mse", or a mapping that leaves this network out',
+                )  # fmt: skip
+    return pairs
