@@ -89,7 +89,9 @@ class Data:
 
 
 def _shares(found: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.0%}" for name, value in found.items())
+    return ", ".join(
+        f"{name} {'no gap' if value != value else format(value, '.0%')}" for name, value in found.items()
+    )
 
 
 def _count(flags: list[bool]) -> str:
