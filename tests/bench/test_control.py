@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from supple.agents import PPO
-from supple.bench import RunSpec, collect, run, run_list, with_engine
+from supple.bench import RunSpec, agent_probe, collect, run, run_list, with_engine
 from supple.bench.agent import AgentLearner
 from supple.bench.agent_probe import trainability
 from supple.bench.protocols import PROTOCOLS, Control, create
@@ -29,6 +29,14 @@ SHORT = {
     "hidden": (8, 8),
 }  # fmt: skip
 CONTROL = [p.name for p in PROTOCOLS.values() if issubclass(p, Control)]
+
+
+@pytest.fixture(autouse=True)
+def short_probes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What asks whether the networks still learn trains for long; only its own test needs that."""
+    own = "trainability" in request.node.name
+    monkeypatch.setattr(agent_probe, "TASKS", 2 if own else 1)
+    monkeypatch.setattr(agent_probe, "STEPS", 150 if own else 4)
 
 
 def spec(name: str = "cartpole-offsets", method: str = "plain", seed: int = 0, **changed) -> RunSpec:
@@ -121,15 +129,16 @@ def test_trainability_tells_a_network_that_learns_from_one_that_cannot() -> None
     healthy, dead = fresh(9), fresh(9)
     with torch.no_grad():
         dead.fc1.bias.fill_(-100.0)  # no unit of the first layer fires
-    assert trainability(healthy, fresh, x, 2, 3e-3, 0) == pytest.approx(1.0, abs=0.35)
-    assert trainability(dead, fresh, x, 2, 3e-3, 0) < 0.4
+    assert trainability(healthy, fresh, x, 2, 3e-3, 0) == pytest.approx(1.0, abs=0.2)
+    assert trainability(dead, fresh, x, 2, 3e-3, 0) < 0.2
     saturated = fresh(9)
     with torch.no_grad():
         saturated.head.bias.copy_(torch.tensor([40.0, -40.0]))  # a policy without entropy, healthy otherwise
-    assert trainability(saturated, fresh, x, 2, 3e-3, 0) == pytest.approx(1.0, abs=0.35)
-    assert trainability(saturated, fresh, x, 2, 3e-3, 0, unlearn=True) < 0.5
+    centred = trainability(saturated, fresh, x, 2, 3e-3, 0)
+    assert centred == pytest.approx(1.0, abs=0.2)
+    assert trainability(saturated, fresh, x, 2, 3e-3, 0, unlearn=True) < 0.7 * centred
     values = lambda i: (torch.manual_seed(i), MLP((4, 32, 32, 1), init="default"))[1]
-    assert trainability(values(9), values, x, 0, 3e-3, 0) == pytest.approx(1.0, abs=0.5)
+    assert trainability(values(9), values, x, 0, 3e-3, 0) == pytest.approx(1.0, abs=0.3)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +184,8 @@ def test_the_study_reads_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             assert high.share.value == pytest.approx(1.0)
         else:
             assert mid.share is None
-        assert mid.health["policy trainability"] is not None
+        assert set(mid.health) == set(rl_gym.HEALTH)
+        assert mid.health["policy entropy"] is not None
         assert 0 <= mid.health["dormant"] <= 1
     assert "cartpole-offsets" in str(answer)
     assert answer.to_dict()["agents"][0]["method"] == "plain"

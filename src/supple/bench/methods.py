@@ -173,6 +173,7 @@ METHODS = _table(
         intervention="ShrinkAndPerturb",
         settings={"every": "task", "shrink": 0.5},
     ),
+    Method(name="head_reset", title="Head reset", intervention="LayerReset"),
     Method(name="crelu", title="CReLU (half width)", activation="crelu", cost=1.2),
     Method(name="fourier", title="Fourier features (half width)", activation="fourier", cost=1.2),
     Method(name="layernorm", title="Layer normalisation", norm="layer", cost=1.3),
