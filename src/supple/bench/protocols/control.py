@@ -68,7 +68,7 @@ class Control(Protocol):
             "redo": {"every": 150, "tau": 0.1},
             "regrama": {"every": 150, "tau": 0.1},
         },
-        f"the best of two or three tried on CartPole, small, seeds 100 to 102 (none was run on the seeds of the results); "
+        "the best of two or three tried on CartPole, small, seeds 100 to 102, which no result has; "
         f"C-CHAIN's target: own feasibility study (1 seed), published 1e4; {TANG}",
     )  # fmt: skip
 
