@@ -1,0 +1,91 @@
+"""The page of the study of agents: returns against the oracle, and how the networks are in the end."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from page import NOTICE, origin, read
+
+HEAD = (
+    "# rl-gym",
+    "",
+    "Does an agent stop learning when its observations move? PPO with separate networks for policy and values; every",
+    "task adds another constant vector to the observations, the first has none. `fresh` is the oracle: new networks",
+    "and optimizer for every task. After Tang et al. 2025 (arXiv 2506.00592), at a budget of a minute a run instead of",
+    "theirs (`--preset paper`), so none of the figures is comparable with the published ones.",
+    "",
+    "**return**: mean over the tasks after the first, each the mean over its episodes. **share**: of the",
+    "gap between plain and oracle, bootstrap over seeds; it may be negative. **against plain**: paired over seeds. The",
+    "settings of the methods were chosen on CartPole with other seeds, two or three values each.",
+    "",
+)
+HEALTH_HEAD = (
+    "At the end of the last task, means over seeds. Entropy and largest |logit| say whether the policy is saturated;",
+    "dormant and GraMa are shares of units at τ = 0.025; trainability is how well copies of the networks learn random",
+    "functions of the last observations, 1 is a fresh network (`supple.bench.agent_probe`). It is supervised, so it",
+    "tells a policy that no longer explores from a network that no longer learns; *with unlearning* the old answers",
+    "count too.",
+    "",
+)
+
+
+def rl_page(path: Path) -> str:
+    """`rl-gym`: verdict, returns, health and courses of each environment."""
+    data = read(path)
+    answer = data["answer"]
+    lines = [NOTICE, "", *HEAD, f"{answer['seeds']} seeds, 95 % intervals.", ""]
+    for protocol in dict.fromkeys(a["protocol"] for a in answer["agents"]):
+        agents = [a for a in answer["agents"] if a["protocol"] == protocol]
+        agents.sort(key=lambda a: -a["returns"]["value"])
+        lines += [f"## {protocol}", "", _verdict(agents), ""]
+        lines += ["| method | return | share | against plain | tasks |", "|---|---|---|---|---|"]
+        for a in agents:
+            over = a["over_plain"] and a["over_plain"]["difference"]
+            course = " ".join(f"{v:.0f}" for v in a["course"])
+            cells = [
+                a["method"],
+                _interval(a["returns"], ".0f"),
+                _interval(a["share"], ".2f"),
+                _interval(over, "+.0f"),
+            ]
+            lines.append("| " + " | ".join([*cells, course]) + " |")
+        heads = list(agents[0]["health"])
+        lines += ["", *HEALTH_HEAD, "| method | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
+        for a in agents:
+            cells = ["–" if v is None else f"{v:.2f}" for v in a["health"].values()]
+            lines.append("| " + " | ".join([a["method"], *cells]) + " |")
+        lines.append("")
+    return "\n".join([*lines, *origin(data)])
+
+
+def _verdict(agents: list[dict[str, Any]]) -> str:
+    """Is there a loss, and does a remedy give half of it back? From the intervals alone."""
+    by = {a["method"]: a for a in agents}
+    plain, oracle = by["plain"]["returns"]["value"], by["fresh"]["returns"]["value"]
+    over = by["fresh"]["over_plain"]["difference"]
+    if over["lo"] <= 0:
+        return (
+            f"No loss is seen: the oracle has {oracle:.0f}, the plain agent {plain:.0f} (difference "
+            f"{_interval(over, '+.0f')}); what transfers from task to task outweighs what is lost, if anything is."
+        )
+    half = [a for a in agents if a["method"] != "fresh" and a["share"] and a["share"]["value"] >= 0.5]
+    names = ", ".join(f"{a['method']} ({a['share']['value']:.0%})" for a in half)
+    best = max(
+        (a for a in agents if a["method"] not in ("fresh", "plain")), key=lambda a: a["returns"]["value"]
+    )
+    recovered = f"half of the gap or more is closed by {names}" if half else (
+        f"no remedy closes half of the gap; the best is {best['method']} ({best['share']['value']:.0%})"
+    )  # fmt: skip
+    return f"The plain agent has {plain:.0f}, the oracle {oracle:.0f}: a loss ({_interval(over, '+.0f')}); {recovered}."
+
+
+def _interval(e: dict[str, float] | None, form: str) -> str:
+    """``value [lo, hi]``, the value alone without an interval, or a dash."""
+    if not e or e.get("value") is None:
+        return "–"
+    text = format(e["value"], form)
+    if e.get("lo") is None or math.isnan(e["lo"]):
+        return text
+    return f"{text} [{e['lo']:{form}}, {e['hi']:{form}}]"
