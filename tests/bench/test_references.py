@@ -142,6 +142,24 @@ def test_hidden_boundaries_do_not_show_in_the_outputs() -> None:
     assert shown == [15, 100]
 
 
+def test_another_optimizer_is_another_run_and_a_table_goes_to_stdout(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["bench", "run", "digits-permuted", "--methods", "linear", "--seeds", "1", "--tasks", "2"]
+    for more in ([], ["--optimizer", "sgd"], ["--optimizer", "sgd", "--layers", "8"]):
+        assert main([*run, *more, "--out", str(tmp_path)]) == 0
+    capsys.readouterr()
+    report = ["bench", "report", str(tmp_path), "--csv", "-"]
+    assert main([*report, "--json", str(tmp_path / "t.json")]) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    names = {line.split(",")[0] for line in lines[1:]}
+    assert names == {"digits-permuted", "digits-permuted-sgd", "digits-permuted-sgd-layers-8"}
+    assert {r["protocol"] for r in json.loads((tmp_path / "t.json").read_text())["rows"]} == names
+    assert main([*report, "--json", "-"]) == 2
+    assert "cannot both go to stdout" in capsys.readouterr().err
+    assert not Path("-").exists()
+
+
 def test_other_widths_are_other_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = ["bench", "run", "digits-permuted", "--methods", "plain,fresh", "--seeds", "2", "--tasks", "3"]
     for layers in ("16", "16,16"):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from supple.cli.bench_choice import chosen, widths
+from supple.cli.bench_choice import changes, chosen
 from supple.cli.diagnose import check_target
 from supple.errors import InputError
 
@@ -76,7 +76,7 @@ class BenchRun:
     tasks: int | None = None
     """Number of tasks instead of the preset's; a run of another length is another run."""
     optimizer: str | None = None
-    """sgd, momentum, adam, adamw, rmsprop, adagrad or muon instead of the protocol's."""
+    """sgd, momentum, adam, adamw, rmsprop, adagrad or muon instead of the protocol's; another run, by its name."""
     layers: str | None = None
     """Widths of the hidden layers of an MLP instead of the preset's, such as 64,64; another run, by its name."""
     hidden_boundaries: bool = False
@@ -116,15 +116,12 @@ class BenchRun:
             return self._study(STUDIES[self.protocol])
         if self.data is not None:
             os.environ["SUPPLE_DATA"] = str(self.data)  # the workers inherit it
-        changed = {k: v for k in ("tasks", "optimizer") if (v := getattr(self, k)) is not None}
-        if self.layers is not None:
-            changed.update(widths(self.layers))
         protocol = protocols.create(
             self.protocol,
             self.preset or "demo",
             iid=self.iid,
             hidden_boundaries=self.hidden_boundaries,
-            **changed,
+            **changes(self),
         )
         if self.layers is not None and protocol.network != "mlp":
             raise InputError(
@@ -175,13 +172,13 @@ class BenchRun:
         return 0
 
 
-def show(folder: Path, json: Path | None) -> int:
-    """Print the table of a folder of runs, and write it."""
+def show(folder: Path, json: Path | None, quiet: bool = False) -> int:
+    """Print the table of a folder of runs, and write it; ``quiet`` where something else went to stdout."""
     from supple.bench import collect
     from supple.cli.console import emit_json, say
 
     summary = collect(folder)
-    if str(json) != "-":
+    if str(json) != "-" and not quiet:
         say(str(summary))
     emit_json({"rows": summary.to_dicts(), "left_out": summary.left_out}, json)
     return 0

@@ -9,6 +9,7 @@ from supple.errors import InputError
 
 if TYPE_CHECKING:
     from supple.bench.protocols import Protocol
+    from supple.cli.bench import BenchRun
 
 
 def widths(text: str) -> dict[str, Any]:
@@ -18,6 +19,17 @@ def widths(text: str) -> dict[str, Any]:
         raise InputError("--layers takes whole numbers separated by commas", found=text, do="such as 64,64")
     found = tuple(int(p) for p in parts)
     return {"hidden": found, "variant": "layers-" + "-".join(map(str, found))}
+
+
+def changes(asked: BenchRun) -> dict[str, Any]:
+    """What ``--tasks``, ``--optimizer`` and ``--layers`` change of a preset; the last two are in the run's name."""
+    found: dict[str, Any] = {k: v for k in ("tasks", "optimizer") if (v := getattr(asked, k)) is not None}
+    marks = [asked.optimizer] if asked.optimizer else []
+    if asked.layers is not None:
+        layers = widths(asked.layers)
+        marks.append(layers.pop("variant"))
+        found |= layers
+    return {**found, "variant": "-".join(marks)} if marks else found
 
 
 def chosen(protocol: Protocol, wanted: str) -> list[str]:

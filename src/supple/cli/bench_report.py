@@ -22,7 +22,7 @@ class BenchReport:
     folder: Path
     """Where the runs are."""
     csv: Path | None = None
-    """Write the table as CSV to this file."""
+    """Write the table as CSV to this file, or to stdout with -."""
     json: Path | None = None
     """Write the table as JSON to this file, or to stdout with -."""
     latex: Path | None = None
@@ -42,8 +42,10 @@ class BenchReport:
             raise InputError("there is no such folder", where=str(self.folder))
         if experiment := of_folder(self.folder):
             return self._experiment(experiment)
+        if str(self.csv) == str(self.json) == "-":
+            raise InputError("--csv and --json cannot both go to stdout", do="give one of them a file")
         self._write()
-        return show(self.folder, self.json)
+        return show(self.folder, self.json, quiet=str(self.csv) == "-")
 
     def _experiment(self, experiment: Experiment) -> int:
         asked = [n for n in ("csv", "latex", "html", "figures") if getattr(self, n) is not None]
@@ -53,9 +55,11 @@ class BenchReport:
 
     def _write(self) -> None:
         from supple.bench import collect
-        from supple.cli.console import note, write_text
+        from supple.cli.console import note, say, write_text
 
-        if self.csv is not None:
+        if str(self.csv) == "-":
+            say(collect(self.folder).to_csv().rstrip())
+        elif self.csv is not None:
             note(f"wrote {write_text(self.csv, collect(self.folder).to_csv())}")
         if self.latex is None and self.html is None and self.figures is None:
             return
