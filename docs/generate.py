@@ -13,6 +13,7 @@ from typing import Any
 from page import ROOT
 from pages_claims import claims
 from pages_lab import lab, matrix
+from pages_lm import rounds
 from pages_registry import instruments, interventions
 from pages_results import results
 from pages_studies import studies
@@ -23,6 +24,7 @@ SOURCES: tuple[Callable[[], dict[str, str]], ...] = (
     studies,
     lab,
     matrix,
+    rounds,
     claims,
     instruments,
     interventions,
