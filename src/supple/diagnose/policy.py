@@ -198,5 +198,5 @@ def _exploration(saturation: PolicyFinding, loss: Finding | None, falls_short: b
         name,
         Status.PRESENT,
         "the network learns as well as its twin, but the policy gives it nothing new to learn from",
-        advice="more exploration (entropy bonus, noise) or a fresh policy network at the task switch; not a reset of units",
+        advice="explore more (entropy bonus, noise) or renew the policy network at a switch; not a reset of units",
     )
