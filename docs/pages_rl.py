@@ -8,6 +8,7 @@ from typing import Any
 
 from page import NOTICE, origin, read
 
+LEARNS = 0.95  # trainability from which a network counts as able
 HEAD = (
     "# rl-gym",
     "",
@@ -22,7 +23,7 @@ HEAD = (
     "",
 )
 HEALTH_HEAD = (
-    "At the end of the last task, means over seeds. Entropy and largest |logit| say whether the policy is saturated;",
+    "**In the end**: after the last task, means over seeds. Entropy and largest |logit| say whether the policy is saturated;",
     "dormant and GraMa are shares of units at τ = 0.025; trainability is how well copies of the networks learn random",
     "functions of the last observations, 1 is a fresh network (`supple.bench.agent_probe`). It is supervised, so it",
     "tells a policy that no longer explores from a network that no longer learns; *with unlearning* the old answers",
@@ -35,7 +36,7 @@ def rl_page(path: Path) -> str:
     """`rl-gym`: verdict, returns, health and courses of each environment."""
     data = read(path)
     answer = data["answer"]
-    lines = [NOTICE, "", *HEAD, f"{answer['seeds']} seeds, 95 % intervals.", ""]
+    lines = [NOTICE, "", *HEAD, *HEALTH_HEAD, f"{answer['seeds']} seeds, 95 % intervals.", ""]
     for protocol in dict.fromkeys(a["protocol"] for a in answer["agents"]):
         agents = [a for a in answer["agents"] if a["protocol"] == protocol]
         agents.sort(key=lambda a: -a["returns"]["value"])
@@ -52,7 +53,14 @@ def rl_page(path: Path) -> str:
             ]
             lines.append("| " + " | ".join([*cells, course]) + " |")
         heads = list(agents[0]["health"])
-        lines += ["", *HEALTH_HEAD, "| method | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
+        shown = [h.replace("|", "\\|") for h in heads]
+        lines += [
+            "",
+            "In the end:",
+            "",
+            "| method | " + " | ".join(shown) + " |",
+            "|---|" + "---|" * len(heads),
+        ]
         for a in agents:
             cells = ["–" if v is None else f"{v:.2f}" for v in a["health"].values()]
             lines.append("| " + " | ".join([a["method"], *cells]) + " |")
@@ -78,7 +86,16 @@ def _verdict(agents: list[dict[str, Any]]) -> str:
     recovered = f"half of the gap or more is closed by {names}" if half else (
         f"no remedy closes half of the gap; the best is {best['method']} ({best['share']['value']:.0%})"
     )  # fmt: skip
-    return f"The plain agent has {plain:.0f}, the oracle {oracle:.0f}: a loss ({_interval(over, '+.0f')}); {recovered}."
+    text = f"The plain agent has {plain:.0f}, the oracle {oracle:.0f}: a loss ({_interval(over, '+.0f')}); {recovered}."
+    health = by["plain"]["health"]
+    able, entropy = health["policy trainability"], health["policy entropy"]
+    if able is None or entropy is None or able < LEARNS:
+        return text
+    return (
+        f"{text} Supervised, the plain policy still learns as well as a fresh one ({able:.2f}), with an entropy of "
+        f"{entropy:.2f} nats against the oracle's {by['fresh']['health']['policy entropy']:.2f}: what is lost here is "
+        "exploration more than the ability to learn."
+    )
 
 
 def _interval(e: dict[str, float] | None, form: str) -> str:
