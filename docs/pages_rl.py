@@ -23,11 +23,11 @@ HEAD = (
     "",
 )
 HEALTH_HEAD = (
-    "**In the end**: after the last task, means over seeds. Entropy and largest |logit| say whether the policy is saturated;",
-    "dormant and GraMa are shares of units at τ = 0.025; trainability is how well copies of the networks learn random",
-    "functions of the last observations, 1 is a fresh network (`supple.bench.agent_probe`). It is supervised, so it",
-    "tells a policy that no longer explores from a network that no longer learns; *with unlearning* the old answers",
-    "count too.",
+    "**In the end**: after the last task, means over seeds. Entropy and largest |logit| say whether the policy is",
+    "saturated; dormant and GraMa are shares of units at τ = 0.025; trainability is how well copies of the networks",
+    "learn random functions of the last observations, 1 is a fresh network (`supple.bench.agent_probe`). It is",
+    "supervised, so it tells a policy that no longer explores from a network that no longer learns; *with unlearning*",
+    "the old answers count too.",
     "",
 )
 
