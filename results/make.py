@@ -28,7 +28,7 @@ METHODS = (
 )
 
 #: study, preset, seeds
-STUDY_PLAN = (("grama-vs-dormant", "small", 5), ("predicts", "demo", 3))
+STUDY_PLAN = (("grama-vs-dormant", "small", 5), ("predicts", "demo", 3), ("rl-minatar", "small", 5))
 #: protocol, preset, methods, seeds; a name that ends in -iid is the shuffled control
 PLAN = (
     ("digits-permuted", "demo", METHODS, 5),

@@ -24,12 +24,13 @@ def trainability(
     lr: float,
     seed: int,
     *,
+    values: int = 1,
     unlearn: bool = False,
 ) -> float:
     """Mean score of ``worn`` over that of fresh networks, on random targets for the agent's own observations.
 
     The course of step 0 (`supple.trainability`) at a fixed length, so that a run repeats bit for bit: `TASKS` tasks,
-    `STEPS` steps of Adam at the agent's learning rate. ``actions`` > 0: random classes; 0: random values.
+    `STEPS` steps of Adam at the agent's learning rate. ``actions`` > 0: random classes; 0: ``values`` random numbers.
     ``unlearn``: the old answers are not subtracted, so a saturated policy pays for them.
 
     Returns:
@@ -40,7 +41,11 @@ def trainability(
     1.0
     """
     kind = ProbeKind("classes", classes=actions) if actions else ProbeKind("values")
-    old = torch.zeros(len(observations), dtype=torch.int64) if actions else torch.zeros(len(observations), 1)
+    old = (
+        torch.zeros(len(observations), dtype=torch.int64)
+        if actions
+        else torch.zeros(len(observations), values)
+    )
     loss = F.cross_entropy if actions else F.mse_loss
     own, new = [], []
     for i in range(TASKS):

@@ -28,6 +28,7 @@ class BenchList:
         from supple.bench.protocols import PROTOCOLS
         from supple.bench.studies import STUDIES
         from supple.cli.console import emit_json, say
+        from supple.streams.rl import suites
 
         check_target(self.json)
         if str(self.json) != "-":
@@ -40,6 +41,9 @@ class BenchList:
             say("experiments (their own cases, one after the other)")
             for name, experiment in EXPERIMENTS.items():
                 say(f"  {name:<22} {experiment.description}; presets: {', '.join(experiment.presets)}")
+            say("reinforcement-learning suites (environments for an agent of yours: supple.streams.rl.suite)")
+            for name, suite in suites().items():
+                say(f"  {name:<22} extra {suite.extra}{', not installed' * bool(suite.missing)}")
             say("methods")
             for name, method in METHODS.items():
                 say(f"  {name:<22} {method.title}")
@@ -54,6 +58,7 @@ class BenchList:
             "experiments": {
                 n: {"description": e.description, "presets": list(e.presets)} for n, e in EXPERIMENTS.items()
             },
+            "suites": {n: {"extra": s.extra, "missing": list(s.missing)} for n, s in suites().items()},
             "methods": {n: m.title for n, m in METHODS.items()},
         }
         emit_json(table, self.json)
@@ -167,7 +172,10 @@ class BenchRun:
                 f"unknown preset {preset!r} of {study.name}", do=f"choose one of {', '.join(study.presets)}"
             )
         out = self.out / study.name / preset
-        train(study.name, with_engine(study.specs(preset, range(self.seeds)), self.engine), out, self.workers)
+        specs = study.specs(preset, range(self.seeds))
+        for protocol in {s.protocol.label: s.protocol for s in specs}.values():
+            protocol.check()
+        train(study.name, with_engine(specs, self.engine), out, self.workers)
         answer = study.read(out)
         if str(self.json) != "-":
             say(str(answer))
