@@ -35,6 +35,12 @@ SHORT = {
 REFUSED = {"linear", "shallow", "batchnorm", "dropout"}
 
 
+@pytest.fixture(autouse=True)
+def short_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the trainability probe says is tested with the agents of `test_control`."""
+    monkeypatch.setattr("supple.bench.agent_probe.STEPS", 4)
+
+
 def spec(method: str = "plain", seed: int = 0, settings: dict | None = None, **changed) -> RunSpec:
     protocol = create("minatar-chain", "small", **{**SHORT, **changed})
     return RunSpec(
@@ -255,7 +261,11 @@ def test_the_published_setting() -> None:
 
 def test_the_study_counts_in_oracles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RlMinatar, "methods", ("plain", "fresh", "cchain"))
-    monkeypatch.setattr(PROTOCOLS["minatar-chain"], "presets", {"demo": SHORT})
+    monkeypatch.setattr(
+        PROTOCOLS["minatar-chain"],
+        "presets",
+        {"demo": {**SHORT, "games": ("breakout", "asterix"), "iterations": 6}},
+    )
     specs = RlMinatar.specs("demo", [0, 1])
     assert run_list(specs, tmp_path, workers=0, measure=weigh).ok
     answer = RlMinatar.read(tmp_path)
@@ -274,4 +284,4 @@ def test_the_study_counts_in_oracles(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert agent.returns.value == pytest.approx(fmean(later))
         assert agent.health["max |Q|"] > 0
     assert by["fresh"].returns.value == pytest.approx(1.0)
-    assert "space_invaders" in str(answer)
+    assert "task by task: breakout, asterix, breakout" in str(answer)
