@@ -55,12 +55,6 @@ def test_returns_equal_the_plain_loop(tmp_path: Path, name: str) -> None:
     assert all(math.isfinite(r.value) for r in records)
 
 
-@pytest.fixture
-def short_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("supple.bench.agent_probe.STEPS", 4)
-
-
-@pytest.mark.usefixtures("short_probe")
 @pytest.mark.parametrize("method", ["plain", "fresh", "redo", "cchain", "shrink_perturb"])
 def test_an_interrupted_agent_ends_like_an_undisturbed_one(tmp_path: Path, method: str) -> None:
     s = dataclasses.replace(spec(method=method, tasks=4), measure_every=1)
@@ -160,7 +154,6 @@ def test_the_published_setting() -> None:
     assert PAPER["copies"] == 1
 
 
-@pytest.mark.usefixtures("short_probe")
 def test_the_study_reads_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RlGym, "methods", ("plain", "fresh", "l2init"))
     for name in RlGym.suite:
