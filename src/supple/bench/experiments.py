@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,11 @@ from supple.errors import InputError
 
 @dataclass(frozen=True)
 class Experiment:
-    """``run(folder, preset, say)`` computes what ``folder`` has not; ``answer(folder)`` is (text, plain types)."""
+    """``run(folder, preset, say)`` computes what ``folder`` has not; ``answer(folder)`` is (text, plain types).
+
+    ``settings`` maps the options of `supple bench run` that it takes to keywords of ``run``; but for the choice
+    of arms they make another folder, ``folder_of(out, preset, …)``.
+    """
 
     name: str
     description: str
@@ -22,6 +26,8 @@ class Experiment:
     records: str  # name of the file of records, by which a folder is known
     run: Callable[..., Any]
     answer: Callable[[Path], tuple[str, dict[str, Any]]]
+    settings: Mapping[str, str] = field(default_factory=dict)
+    folder_of: Callable[..., Path] | None = None
 
 
 def _lab_answer(folder: Path) -> tuple[str, dict[str, Any]]:
@@ -48,6 +54,7 @@ _ALL: Sequence[Experiment] = (
     Experiment(
         "lm-rounds", "does a GPT grow stiff over rounds of fine-tuning, one language after another?",
         tuple(rounds.LENGTHS), rounds.RECORDS, rounds.run_rounds, rounds.answer,
+        {"--methods": "arms", "--tasks": "rounds", "--model": "model"}, rounds.folder_of,
     ),
 )  # fmt: skip
 EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in _ALL}

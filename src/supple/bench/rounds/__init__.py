@@ -3,6 +3,6 @@ remedies, beside fresh models and models restarted from round 0.
 """
 
 from supple.bench.rounds.read import answer
-from supple.bench.rounds.run import ARMS, LENGTHS, RECORDS, run_rounds
+from supple.bench.rounds.run import ARMS, LENGTHS, RECORDS, folder_of, run_rounds
 
-__all__ = ["ARMS", "LENGTHS", "RECORDS", "answer", "run_rounds"]
+__all__ = ["ARMS", "LENGTHS", "RECORDS", "answer", "folder_of", "run_rounds"]
