@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -42,30 +41,14 @@ class Tiny(Small):
 TINY = Tiny()
 
 
-@pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Four languages, each with letters of its own, and a file that is too short."""
-    folder = tmp_path / "data"
-    (folder / "text" / "udhr2").mkdir(parents=True)
-    with zipfile.ZipFile(folder / "text" / "udhr2" / "udhr2.zip", "w") as archive:
-        for i in range(4):
-            letters = bytes(range(97 + 5 * i, 102 + 5 * i))
-            archive.writestr(f"udhr2/00{i}.txt", letters * 2000)
-        archive.writestr("udhr2/009.txt", b"short")
-    languages.cache_clear()
-    monkeypatch.setenv("SUPPLE_DATA", str(folder))
-    yield folder
-    languages.cache_clear()
-
-
-def test_languages_are_those_with_enough_text(data: Path) -> None:
+def test_languages_are_those_with_enough_text(language_data: Path) -> None:
     found = languages()
     assert sorted(found) == ["000", "001", "002", "003"]
     assert found["001"][:6].tolist() == [102, 103, 104, 105, 106, 102]
     assert found["001"].dtype == torch.int64
 
 
-def test_every_arm_sees_the_same_batches_and_targets_follow_inputs(data: Path) -> None:
+def test_every_arm_sees_the_same_batches_and_targets_follow_inputs(language_data: Path) -> None:
     a, b = Course(0, SHORT), Course(0, SHORT)
     assert a.names == b.names
     x, y = a.batch(1, "step-3")
@@ -77,7 +60,7 @@ def test_every_arm_sees_the_same_batches_and_targets_follow_inputs(data: Path) -
         Course(0, Length(1, 9, 1))
 
 
-def test_arms_start_where_they_say(data: Path) -> None:
+def test_arms_start_where_they_say(language_data: Path) -> None:
     course = Course(0, Length(1, 3, 10), TINY)
     names = ("full", "fresh", "restart", "svf", "lora")
     rows = {a.name: run_arm(a, course)["rounds"] for a in ARMS if a.name in names}
@@ -100,7 +83,7 @@ def test_arms_start_where_they_say(data: Path) -> None:
         assert 1 <= row["probe"]["ntk_effective_rank"] <= 8
 
 
-def test_an_arm_runs_with_its_intervention(data: Path) -> None:
+def test_an_arm_runs_with_its_intervention(language_data: Path) -> None:
     course = Course(0, Length(1, 2, 20), TINY)
     plain = run_arm(Arm("full"), course)["rounds"]
     pulled = run_arm(Arm("l2init", intervention="L2Init", settings={"coef": 1.0}), course)["rounds"]
@@ -110,7 +93,7 @@ def test_an_arm_runs_with_its_intervention(data: Path) -> None:
 
 @pytest.mark.parametrize("name", ["regrama", "svf", "lora"])
 def test_what_is_measured_does_not_move_what_is_learned(
-    data: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    language_data: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     arm = next(a for a in ARMS if a.name == name)
     course = Course(0, Length(1, 3, 10), TINY)
@@ -119,7 +102,7 @@ def test_what_is_measured_does_not_move_what_is_learned(
     assert [r["blocks"] for r in run_arm(arm, course)["rounds"]] == seen
 
 
-def test_the_adapters_of_all_rounds_add_up_in_the_weights(data: Path) -> None:
+def test_the_adapters_of_all_rounds_add_up_in_the_weights(language_data: Path) -> None:
     course = Course(0, Length(1, 3, 10), TINY)
     arm = next(a for a in ARMS if a.name == "lora")
     model = TINY.make(0, 0, "softmax")
@@ -136,7 +119,7 @@ def test_the_adapters_of_all_rounds_add_up_in_the_weights(data: Path) -> None:
     assert not learner.model.blocks[0].mlp.up._forward_hooks
 
 
-def test_churn_beside_the_model_is_the_instrument_where_both_can_be_had(data: Path) -> None:
+def test_churn_beside_the_model_is_the_instrument_where_both_can_be_had(language_data: Path) -> None:
     course = Course(0, SHORT, TINY)
     learner = Learner(Arm("full"), TINY.make(0, 0, "softmax"), course, 0)
     probe = fixed_probe(TINY)
@@ -150,7 +133,7 @@ def test_churn_beside_the_model_is_the_instrument_where_both_can_be_had(data: Pa
     assert found["churn"] > 0
 
 
-def test_kernel_is_the_gram_of_the_gradients_of_a_centred_combination(data: Path) -> None:
+def test_kernel_is_the_gram_of_the_gradients_of_a_centred_combination(language_data: Path) -> None:
     model = GPT(256, dim=8, depth=1, heads=2, context=8).double()
     tokens = fixed_probe(TINY)[0]
     signs = torch.randint(2, (256,), generator=generator(0, "signs")).double() * 2 - 1
@@ -170,7 +153,7 @@ def test_kernel_is_the_gram_of_the_gradients_of_a_centred_combination(data: Path
     assert found["ntk_rank99"] == int((share.cumsum(0) < 0.99).sum()) + 1
 
 
-def test_units_are_those_of_the_mlps(data: Path) -> None:
+def test_units_are_those_of_the_mlps(language_data: Path) -> None:
     course = Course(0, SHORT, TINY)
     learner = Learner(Arm("full"), TINY.make(0, 0, "softmax"), course, 0)
     eye = Eye(course)
@@ -188,7 +171,7 @@ def test_units_are_those_of_the_mlps(data: Path) -> None:
     assert ill["cloned"] >= sound["cloned"] + 0.2
 
 
-def test_the_probe_is_one_for_all_and_spread_over_the_archive(data: Path) -> None:
+def test_the_probe_is_one_for_all_and_spread_over_the_archive(language_data: Path) -> None:
     x, y = fixed_probe(TINY)
     assert torch.equal(x, fixed_probe(TINY)[0])
     assert x.shape == (32, 8)
@@ -196,7 +179,7 @@ def test_the_probe_is_one_for_all_and_spread_over_the_archive(data: Path) -> Non
     assert [int((row[0] - 97) // 5) for row in x] == sorted([0, 1, 2, 3] * 8)
 
 
-def test_entropy_and_steps_to_a_share_of_it(data: Path) -> None:
+def test_entropy_and_steps_to_a_share_of_it(language_data: Path) -> None:
     assert Course(0, SHORT, TINY).entropy(1) == pytest.approx(math.log(5))  # five letters, equally often
     losses = [2.0] * 10 + [1.0] * 10
     assert steps_to_shares(losses, 2.0) == {"0.8": 14, "0.65": 17}
@@ -279,7 +262,7 @@ def test_new_measures_are_told_by_thirds_and_ends() -> None:
 
 
 def test_it_resumes_and_reports_from_the_command_line(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    language_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import supple.bench.rounds.run as room
 
@@ -305,7 +288,7 @@ def test_it_resumes_and_reports_from_the_command_line(
 
 
 def test_what_does_not_fit_is_refused_before_anything_runs(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    language_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for settings, said in (
         ({"preset": "huge"}, "unknown preset"),
