@@ -13,7 +13,7 @@ import torch
 from supple.bench.networks import keyed
 from supple.bench.rounds import RECORDS, answer, folder_of, run_rounds
 from supple.bench.rounds.bases import RATE, Sizes, Small
-from supple.bench.rounds.course import fixed_probe, loss_fn
+from supple.bench.rounds.course import Identification, fixed_probe, loss_fn
 from supple.bench.rounds.learner import Learner
 from supple.bench.rounds.measure import Eye, churn, kernel, steps_to_shares
 from supple.bench.rounds.read import end_losses, steps_to, steps_to_share, table
@@ -125,7 +125,7 @@ def test_churn_beside_the_model_is_the_instrument_where_both_can_be_had(language
     probe = fixed_probe(TINY)
     parameters = list(learner.model.parameters())
     before = [p.detach().clone() for p in parameters]
-    found = churn(learner.model, parameters, RATE, probe)
+    found = churn(learner.model, parameters, RATE, probe, course.forward)
     assert all(torch.equal(a, b) for a, b in zip(before, parameters, strict=True))
     seen = observe(learner.model, probe, loss_fn, optimizer=learner.optimizer, instruments=["churn"])
     assert found["churn"] == pytest.approx(seen.value("churn", "*", "kl"), rel=1e-4)
@@ -177,6 +177,63 @@ def test_the_probe_is_one_for_all_and_spread_over_the_archive(language_data: Pat
     assert x.shape == (32, 8)
     assert torch.equal(x[:, 1:], y[:, :-1])
     assert [int((row[0] - 97) // 5) for row in x] == sorted([0, 1, 2, 3] * 8)
+
+
+class Few(Identification):
+    classes = 3
+
+
+def test_windows_of_a_round_are_of_its_languages_under_its_numbers(language_data: Path) -> None:
+    course, again = Few(0, Length(1, 4, 5), TINY), Few(0, Length(1, 4, 5), TINY)
+    assert course.names == again.names
+    assert len(set(course.names)) > 1
+    for turn, names in enumerate(course.names):
+        x, y = course.batch(turn, "step-0", 40)
+        assert x.shape == (40, 16)
+        assert torch.equal(x, again.batch(turn, "step-0", 40)[0])
+        letters = torch.tensor(
+            [int(n) for n in names.split(",")]
+        )  # language i is of five letters from 97 + 5 i
+        assert torch.equal((x[:, 0] - 97) // 5, letters[y])
+        assert set(y.tolist()) == {0, 1, 2}
+    assert course.entropy(0) == pytest.approx(math.log(3))
+    with pytest.raises(InputError, match="too few languages"):
+        Identification(0, SHORT, TINY)
+
+
+def test_classes_are_read_off_the_last_token_and_learned(language_data: Path) -> None:
+    course = Few(0, Length(1, 2, 40), TINY)
+    model = TINY.make(0, 0, "softmax")
+    x, y = course.batch(0, "a", 6)
+    logits = model(x)[:, -1, :3]
+    torch.testing.assert_close(course.forward(model, x), logits)
+    want = -torch.log_softmax(logits, -1)[torch.arange(6), y].mean()
+    torch.testing.assert_close(loss_fn(course.forward(model, x), y), want)
+    rows = run_arm(ARMS[0], course)["rounds"]
+    assert rows[0]["accuracy"] > 0.7 > rows[0]["blocks"][-1]
+    assert rows[0]["blocks"][0] < 1.5  # of three classes, not of 256 tokens
+    assert all(math.isfinite(v) for r in rows for v in r["probe"].values())
+    lora = run_arm(next(a for a in ARMS if a.adapter == "lora"), course)["rounds"]
+    assert all(math.isfinite(v) for r in lora for v in r["probe"].values())
+
+
+def test_classification_is_an_experiment_of_its_own(
+    language_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import supple.bench.rounds.run as room
+
+    monkeypatch.setattr(room, "SMALL", TINY)
+    monkeypatch.setattr(room, "LENGTHS", {"tiny": Length(1, 2, 10)})
+    monkeypatch.setattr(Identification, "classes", 3)
+    command = ["bench", "run", "lm-classification", "--preset", "tiny", "--out", str(tmp_path)]
+    assert main([*command, "--methods", "full,fresh"]) == 0
+    assert "accuracy, first → last third" in capsys.readouterr().out
+    folder = tmp_path / "lm-classification" / "tiny"
+    assert [f.name for f in folder.iterdir()] == ["classification.jsonl"]
+    assert main(["bench", "report", str(folder), "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["table"]["full"]["accuracy"]) == 2
+    assert len(found["records"]) == 2
 
 
 def test_entropy_and_steps_to_a_share_of_it(language_data: Path) -> None:

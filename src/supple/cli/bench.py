@@ -74,7 +74,8 @@ class BenchRun:
     preset: str | None = None
     """Size (default: demo of a protocol, small of a study)."""
     tasks: int | None = None
-    """Number of tasks (rounds of lm-rounds) instead of the preset's; a run of another length is another run."""
+    """Number of tasks, or of rounds of a language model, instead of the preset's; a run of another length is
+    another run."""
     optimizer: str | None = None
     """sgd, momentum, adam, adamw, rmsprop, adagrad or muon instead of the protocol's."""
     layers: str | None = None
@@ -93,7 +94,8 @@ class BenchRun:
     workers: int | None = None
     """Processes (default: one per core)."""
     model: Path | None = None
-    """lm-rounds: a local transformers folder of a causal language model in place of the small GPT."""
+    """lm-rounds, lm-classification: a local transformers folder of a causal language model, in place of the
+    small GPT."""
     engine: Literal["auto", "loop", "cohort"] = "auto"
     """loop: one run at a time in a process; cohort: all seeds of a method in one stacked program; auto: the
     cohort where it has a form of the method."""
@@ -117,7 +119,9 @@ class BenchRun:
         if self.protocol in STUDIES:
             return self._study(STUDIES[self.protocol])
         if self.model is not None:
-            raise InputError(f"--model is for lm-rounds; {self.protocol} has its own network")
+            raise InputError(
+                f"--model is for lm-rounds and lm-classification; {self.protocol} has its own network"
+            )
         if self.data is not None:
             os.environ["SUPPLE_DATA"] = str(self.data)  # the workers inherit it
         changed = {k: v for k in ("tasks", "optimizer") if (v := getattr(self, k)) is not None}

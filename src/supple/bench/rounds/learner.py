@@ -44,7 +44,7 @@ class Learner:
         losses: list[float] = []
         for step in range(self.course.length.steps):
             x, y = self.course.batch(turn, f"step-{step}")
-            loss = loss_fn(self.model(x), y)
+            loss = loss_fn(self.course.forward(self.model, x), y)
             losses.append(float(loss.detach()))
             if losses[-1] != losses[-1]:
                 break

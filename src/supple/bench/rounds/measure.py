@@ -6,7 +6,7 @@ Shape letters: B windows, T tokens, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from supple import functional
-from supple.bench.rounds.course import Course, fixed_probe, loss_fn
+from supple.bench.rounds.course import Course, loss_fn
 from supple.bench.rounds.learner import Learner
 from supple.errors import SuppleError
 from supple.functional import effective_rank, singular_values
@@ -51,9 +51,11 @@ def steps_to_shares(losses: Sequence[float], entropy: float) -> dict[str, int | 
 
 
 @torch.no_grad()
-def held_out(model: nn.Module, batch: tuple[Tensor, Tensor]) -> float:
+def held_out(model: nn.Module, course: Course, turn: int) -> float:
+    """Loss on windows of a round that were not drawn for training."""
+    tokens, targets = course.batch(turn, "held", course.base.sizes.held)
     model.eval()
-    found = float(loss_fn(model(batch[0]), batch[1]))
+    found = float(loss_fn(course.forward(model, tokens), targets))
     model.train()
     return found
 
@@ -63,7 +65,7 @@ class Eye:
 
     def __init__(self, course: Course) -> None:
         self.course = course
-        self.probe = fixed_probe(course.base)
+        self.probe = course.probe()
         self.topology: Topology | None = None
 
     def look(self, learner: Learner, turn: int) -> dict[str, Any]:
@@ -75,11 +77,12 @@ class Eye:
         sizes = course.base.sizes
         found: dict[str, Any] = {"probe": self._churn(learner)}
         learner.settle()
-        found["first_language"] = held_out(model, course.batch(0, "held", sizes.held))
+        found["first_language"] = held_out(model, course, 0)
+        found |= course.judged(model, turn)
         found["ranks"] = ranks(model)
         if turn in (0, course.length.rounds - 1):
             batch = course.batch(turn, "probe", sizes.batch)
-            seen = observe(model, batch, loss_fn, instruments=["dead", "grama"])
+            seen = observe(model, batch, loss_fn, instruments=["dead", "grama"], forward=course.forward)
             found["dead"] = seen.value("dead")
             found["grama"] = seen.value("grama", "*", "preactivation,tau=0.025")
         with learner.whole() as network:
@@ -102,7 +105,8 @@ class Eye:
     def _churn(self, learner: Learner) -> dict[str, float]:
         if learner.adapter is not None:
             parameters = list(learner.adapter.parameters())
-            return churn(learner.model, parameters, learner.optimizer.param_groups[0]["lr"], self.probe)
+            rate = learner.optimizer.param_groups[0]["lr"]
+            return churn(learner.model, parameters, rate, self.probe, self.course.forward)
         seen = self._observe(learner.model, ["churn"], learner.optimizer)
         return {
             "churn": seen.value("churn", "*", "kl"), "churn_relative": seen.value("churn", "*", "relative"),
@@ -112,7 +116,13 @@ class Eye:
         self, model: nn.Module, names: list[str], optimizer: torch.optim.Optimizer | None = None
     ) -> Observation:
         seen = observe(
-            model, self.probe, loss_fn, optimizer=optimizer, instruments=names, topology=self.topology
+            model,
+            self.probe,
+            loss_fn,
+            optimizer=optimizer,
+            instruments=names,
+            topology=self.topology,
+            forward=self.course.forward,
         )
         self.topology = seen.topology
         return seen
@@ -130,6 +140,7 @@ def churn(
     parameters: Sequence[Tensor],
     rate: float,
     probe: tuple[Tensor, Tensor],
+    forward: Callable[[nn.Module, Tensor], Tensor],
 ) -> dict[str, float]:
     """The instrument ``churn`` where what trains lies outside of the model: KL in nats, and relative.
 
@@ -139,7 +150,7 @@ def churn(
     on, off = slice(0, None, 2), slice(1, None, 2)
     before = [p.detach().clone() for p in parameters]
     with guard(model, evaluate=True):
-        old = model(x)
+        old = forward(model, x)
         gradients = torch.autograd.grad(loss_fn(old[on], y[on]), list(parameters))
         twins = [b.clone().requires_grad_(True) for b in before]
         for twin, gradient in zip(twins, gradients, strict=True):
@@ -149,13 +160,13 @@ def churn(
             try:
                 for p, twin in zip(parameters, twins, strict=True):
                     p.copy_(twin)
-                new = model(x)
+                new = forward(model, x)
             finally:
                 for p, b in zip(parameters, before, strict=True):
                     p.copy_(b)
     old = old.detach()
     inside, outside = ((new[s] - old[s]).double().abs().mean() for s in (on, off))
-    value = float(functional.churn(old[off].flatten(0, 1), new[off].flatten(0, 1)))
+    value = float(functional.churn(old[off].flatten(0, -2), new[off].flatten(0, -2)))
     return {"churn": value, "churn_relative": float(outside / inside)}
 
 

@@ -85,6 +85,9 @@ def _row(arm: str, runs: Mapping[int, Record], fresh: Mapping[int, Record]) -> d
         "ranks": {p: _ends(mine, lambda r, p=p: _ranks(r).get(p)) for p in PARTS if p in _ranks(mine[0]["rounds"][0])},
         "seeds": len(seeds),
     }  # fmt: skip
+    if "accuracy" in mine[0]["rounds"][0]:
+        accuracy = [[x["accuracy"] for x in r["rounds"]] for r in mine]
+        row["accuracy"] = [fmean(third(a, end) for a in accuracy) for end in (False, True)]
     kept = [r for r in mine if "steps_to" in r["rounds"][0]]
     if kept:
         row["steps to a share"] = {
@@ -128,11 +131,11 @@ def _paired(a: Sequence[float], b: Sequence[float]) -> Paired | None:
     return paired(a, b) if all(map(math.isfinite, (*a, *b))) else None
 
 
-def answer(folder: Path) -> tuple[str, dict[str, Any]]:
-    """(text, plain types) of a folder of records."""
+def answer(folder: Path, name: str = RECORDS) -> tuple[str, dict[str, Any]]:
+    """(text, plain types) of a folder of records, in the file of that name."""
     from supple.bench.rounds.words import render, verdict
 
-    records = lines(folder / RECORDS)
+    records = lines(folder / name)
     if not records:
         raise InputError("there are no records here", where=str(folder))
     found = table(records)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,29 @@ from torch import Tensor
 from supple.bench.lab.run import lines
 from supple.bench.rounds.arms import ARMS, LENGTHS, Arm, Length
 from supple.bench.rounds.bases import SMALL, Base
-from supple.bench.rounds.course import Course
+from supple.bench.rounds.course import Course, Identification
 from supple.bench.rounds.learner import Learner
 from supple.bench.rounds.measure import Eye, blocks, steps_to_shares
 from supple.diagnose.types import plain
 from supple.errors import InputError, SuppleError
 
 RECORDS = "rounds.jsonl"
-__all__ = ["ARMS", "LENGTHS", "RECORDS", "Arm", "Course", "Length", "folder_of", "run_arm", "run_rounds"]
+#: name of an experiment -> its rounds, the file of its records
+KINDS: Mapping[str, tuple[type[Course], str]] = {
+    "lm-rounds": (Course, RECORDS), "lm-classification": (Identification, "classification.jsonl"),
+}  # fmt: skip
+__all__ = [
+    "ARMS",
+    "KINDS",
+    "LENGTHS",
+    "RECORDS",
+    "Arm",
+    "Course",
+    "Length",
+    "folder_of",
+    "run_arm",
+    "run_rounds",
+]
 
 
 def run_arm(arm: Arm, course: Course) -> dict[str, Any]:
@@ -59,10 +74,12 @@ def run_arm(arm: Arm, course: Course) -> dict[str, Any]:
     return plain({"arm": arm.name, "seed": course.seed, "steps": course.length.steps, "rounds": rows})
 
 
-def folder_of(out: Path, preset: str, rounds: int | None = None, model: Path | None = None) -> Path:
+def folder_of(
+    out: Path, preset: str, rounds: int | None = None, model: Path | None = None, kind: str = "lm-rounds"
+) -> Path:
     """Where the records of a preset lie; other rounds and other models have folders of their own."""
     name = preset if rounds is None else f"{preset}-{rounds}-rounds"
-    return out / "lm-rounds" / (name if model is None else f"{name}-{model.resolve().name}")
+    return out / kind / (name if model is None else f"{name}-{model.resolve().name}")
 
 
 def run_rounds(
@@ -73,6 +90,7 @@ def run_rounds(
     arms: Sequence[str] | None = None,
     rounds: int | None = None,
     model: Path | None = None,
+    kind: str = "lm-rounds",
 ) -> list[dict[str, Any]]:
     """Every arm and seed of a preset that ``folder`` has not; returns all records in it.
 
@@ -80,30 +98,32 @@ def run_rounds(
         arms: names of some; ``fresh`` must be among them, against which the others are held.
         rounds: in place of the preset's.
         model: a local ``transformers`` folder of a causal language model to begin with.
+        kind: ``"lm-rounds"`` foretells tokens, ``"lm-classification"`` tells languages apart.
 
     Raises:
         InputError: an unknown preset or arm, no ``fresh``, no languages, a folder that holds no causal
             language model, or records of another one.
     """
     if preset not in LENGTHS:
-        raise InputError(f"unknown preset {preset!r} of lm-rounds", do=f"choose one of {', '.join(LENGTHS)}")
+        raise InputError(f"unknown preset {preset!r} of {kind}", do=f"choose one of {', '.join(LENGTHS)}")
     if rounds is not None and rounds < 2:
-        raise InputError("lm-rounds needs two rounds or more", found=rounds)
+        raise InputError(f"{kind} needs two rounds or more", found=rounds)
     length = LENGTHS[preset] if rounds is None else replace(LENGTHS[preset], rounds=rounds)
     base = _base(model)
     chosen = _chosen(arms, base)
-    done = lines(folder / RECORDS)
+    course_type, name = KINDS[kind]
+    done = lines(folder / name)
     if any(r.get("model", {}).get("fingerprint", "") != base.fingerprint for r in done):
         raise InputError(
             "the folder has records of another model", where=str(folder), do="choose another --out"
         )
-    courses = [Course(seed, length, base) for seed in range(length.seeds)]
+    courses = [course_type(seed, length, base) for seed in range(length.seeds)]
     folder.mkdir(parents=True, exist_ok=True)
     known = {(r["arm"], r["seed"]) for r in done}
     todo = [(a, c) for c in courses for a in chosen if (a.name, c.seed) not in known]
     for index, (arm, course) in enumerate(todo, 1):
         record = _record(arm, course)
-        with (folder / RECORDS).open("a", encoding="utf-8") as file:
+        with (folder / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
         done.append(record)
         refused = f", refused: {record['refused']}" if "refused" in record else ""

@@ -12,7 +12,7 @@ from supple.bench.statistics import Estimate
 
 HEADS = (
     "arm", "end loss, last third", "minus fresh, first third", "minus fresh, last third", "change",
-    "rounds at fresh's loss", "first language",
+    "rounds at fresh's loss", "loss of round 0",
 )  # fmt: skip
 
 
@@ -49,12 +49,14 @@ def render(records: Sequence[Record]) -> str:
     text = [verdict(found, records), ""] if "full" in found else []
     if model := _model(records):
         text += [f"Model: {model}; fresh arms begin every round with the folder's weights.", ""]
-    text += _heads(HEADS)
+    classes = any("accuracy" in row for row in found.values())
+    text += _heads((*HEADS, "accuracy, first → last third") if classes else HEADS)
     for arm, row in found.items():
         change = None if row["change"] is None else row["change"].difference
         cells = [_cell(row[HEADS[1]], ""), *(_cell(row[h]) for h in HEADS[2:4])]
         cells += [_cell(change), format(row["rounds at fresh's loss"], ".0%")]
-        text.append(_line(arm, *cells, _arrow(row["loss on the first language"])))
+        cells.append(_arrow(row["loss on the first language"]))
+        text.append(_line(arm, *cells, *([_arrow(row.get("accuracy", ()))] if classes else [])))
     text += ["", *_steps(found)]
     parts = [p for p in PARTS if any(p in row["ranks"] for row in found.values())]
     text += [
