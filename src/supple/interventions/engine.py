@@ -221,7 +221,7 @@ class ResetEngine(ResetChecks):
         reset = index[~spared]
         # an entry that other units use as well (one scale for all heads) stays; -1: the norm does not see the unit
         where = Slice(0, reset[(reset >= 0) & ~torch.isin(reset, index[spared])])
-        writes = [self._owned(n, where, v) for n, v in ((norm.scale, 1.0), (norm.shift, 0.0)) if n]
+        writes = [self._owned(n, where, v) for n, v in ((norm.scale, norm.neutral), (norm.shift, 0.0)) if n]
         for name in norm.running:
             buffer = self.buffers[name]
             writes.append(Write(name, buffer, where.to(buffer.device), RUNNING[name.rpartition(".")[2]]))

@@ -26,6 +26,7 @@ from supple.interventions.base import (
 )
 from supple.interventions.engine import ResetEngine
 from supple.interventions.followers import check_follower, mirror_
+from supple.interventions.hooks import OwnHook
 from supple.interventions.matrices import refuse_sharded
 from supple.interventions.meter import Meter
 from supple.interventions.reset_checks import Bias, Initials, Outgoing
@@ -116,7 +117,7 @@ class ResetHandle(Handle):
             if topology is not None:
                 self._build(topology)
             else:
-                self._lazy = self.inner.register_forward_pre_hook(self._first_pass, with_kwargs=True)
+                self._lazy = self.inner.register_forward_pre_hook(OwnHook(self._first_pass), with_kwargs=True)
             undo.pop_all()
 
     # -- what a subclass does -------------------------------------------------------------------
