@@ -35,7 +35,9 @@ class Net(nn.Module):
         x, scale = self.one(x), self.form(self.scale)
         if self.fused:
             return self.two(F.rms_norm(x, (6,), scale.to(x.dtype)).relu())
-        return self.two((x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * scale).to(x.dtype).relu())
+        return self.two(
+            (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * scale).to(x.dtype).relu()
+        )
 
 
 def reset(form: str, fused: bool, dtype: torch.dtype, start: float | None = None) -> nn.Module:

@@ -208,7 +208,8 @@ class ResetEngine(ResetChecks):
                 continue
             law = initial.get(name, "auto") if isinstance(initial, Mapping) else initial
             keyed = generator(seed, step, f"{layer.name}/{name.rpartition('.')[2]}")
-            fresh = draw(module, name.rpartition(".")[2], keyed, law)
+            matrix = self.parameters[name].dim() == 2 and layer.kind != "embedding"
+            fresh = draw(module, name.rpartition(".")[2], keyed, law, matrix and layer.unit_dim == 1)
             writes.append(self._owned(name, where, fresh[where.to(fresh.device).at]))
         for norm in layer.norms:
             writes += self._norm(norm, units)

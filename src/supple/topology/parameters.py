@@ -126,7 +126,9 @@ class Parameters:
         own = self.items[index].tensor.detach().reshape(-1)
         own = own[torch.from_numpy(self.items[index].flat(ids.reshape(-1).numpy())).to(own.device)]
         seen = values.detach().reshape(-1)
-        eps = max(torch.finfo(t).eps for t in (own.dtype, seen.dtype, torch.float32))  # of what was computed between
+        eps = max(
+            torch.finfo(t).eps for t in (own.dtype, seen.dtype, torch.float32)
+        )  # of what was computed between
         own, seen = own.double(), seen.double()
         near = 4 * eps * (1 + own.abs())
         for added in (0.0, 1.0):

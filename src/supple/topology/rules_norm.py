@@ -103,7 +103,9 @@ def neutral_scale(tr: Tracer, op: Operation, scale: Tensor, parameter: int, met:
     """What the parameter behind a scale must hold for 1; the units that it met are refused where none can say."""
     neutral = tr.parameters.neutral(tr.known(scale), scale, parameter)
     if neutral is None:
-        reason = f"a scale is computed from {tr.parameters.items[parameter].name}, whose fresh value is unknown"
+        reason = (
+            f"a scale is computed from {tr.parameters.items[parameter].name}, whose fresh value is unknown"
+        )
         tr.record.suspect(tr.place, reason, op.name, tr.table.sources_of(np.unique(met).tolist()))
     return 1.0 if neutral is None else neutral
 
