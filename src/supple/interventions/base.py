@@ -273,13 +273,31 @@ class Handle:
         self.detach()
 
 
-def _after(check: Callable[..., None], method: Callable[..., Any]) -> Callable[..., Any]:
-    """The method, with a look at its arguments before it."""
+def _attach_checked(attach: Callable[..., Any]) -> Callable[..., Any]:
+    """The method, with a look at model and optimizer before it."""
 
-    @functools.wraps(method)
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        check(*args, **kwargs)
-        return method(*args, **kwargs)
+    @functools.wraps(attach)
+    def checked(method: Intervention, model: nn.Module, optimizer: Optimizers, **others: Any) -> Any:
+        check_model(model, method.name)
+        optimizer_list(optimizer)
+        return attach(method, model, optimizer, **others)
+
+    return checked
+
+
+def _fields_checked(own: Callable[..., None]) -> Callable[..., None]:
+    """A subclass's own checks, whose words are closer to the matter, and those of the types around them."""
+
+    @functools.wraps(own)
+    def checked(method: Intervention) -> None:
+        try:
+            own(method)
+        except SuppleError:
+            raise
+        except Exception:  # it stumbled over a type
+            _check_fields(method)
+            raise
+        _check_fields(method)
 
     return checked
 
@@ -291,16 +309,11 @@ def _check_fields(method: Intervention) -> None:
     check_settings(method)
 
 
-def _check_attach(method: Intervention, model: nn.Module, optimizer: Optimizers, **_: Any) -> None:
-    check_model(model, method.name)
-    optimizer_list(optimizer)
-
-
 @dataclasses.dataclass(frozen=True)
 class Intervention(abc.ABC):
     """Base class of every method: hyper-parameters as dataclass fields, facts as class attributes.
 
-    Types of settings, of the model and of the optimizers are checked for every subclass, before its own checks.
+    Types of settings, of the model and of the optimizers are checked for every subclass, beside its own checks.
     """
 
     mechanism: ClassVar[Mechanism | None] = None  # the mechanism it addresses
@@ -311,9 +324,9 @@ class Intervention(abc.ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name, before in (("__post_init__", _check_fields), ("attach", _check_attach)):
+        for name, around in (("__post_init__", _fields_checked), ("attach", _attach_checked)):
             if name in vars(cls):
-                setattr(cls, name, _after(before, vars(cls)[name]))
+                setattr(cls, name, around(vars(cls)[name]))
 
     def __post_init__(self) -> None:
         _check_fields(self)
