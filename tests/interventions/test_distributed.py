@@ -37,7 +37,9 @@ def _ranks(kind: str, world: int, folder: Path) -> list[dict[str, Any]]:
     ]
     try:
         for process in processes:
-            _, errors = process.communicate(timeout=600)  # on a busy machine a rank may wait long for its turn
+            _, errors = process.communicate(
+                timeout=600
+            )  # on a busy machine a rank may wait long for its turn
             assert process.returncode == 0, errors[-3000:]
     finally:
         for process in processes:  # ranks wait for one another: none may be left behind
