@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from supple.errors import TopologyError
-from supple.interventions import plan_reset
+from supple.interventions import ReDo, plan_reset
 from supple.topology import trace
 
 FORMS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -72,3 +72,77 @@ def test_a_scale_of_another_form_is_refused_unless_its_start_shows_the_fresh_val
     with pytest.raises(TopologyError, match="a scale is computed from scale"):
         reset("exponential", fused, torch.float64)
     assert not reset("exponential", fused, torch.float64, start=0.0).scale.any()  # exp(0) = 1
+
+
+# -- norms and scales whose vectors have several dimensions ------------------------------------------
+class Shaped(nn.Module):
+    """A convolution of 16 channels, something learned of this shape behind it, a reader."""
+
+    def __init__(self, shape: tuple[int, ...], last: bool = False) -> None:
+        super().__init__()
+        self.conv, self.out, self.last = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 2, 1), last
+        self.scale = nn.Parameter(torch.full(shape, 3.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        if self.last:
+            x = F.layer_norm(x.permute(0, 2, 3, 1), self.scale.shape, self.scale).permute(0, 3, 1, 2)
+        elif self.scale.dim() == 3 and self.scale[0].numel() > 1:
+            x = F.layer_norm(x, self.scale.shape, self.scale)
+        else:
+            x = x * self.scale
+        return self.out(x.relu())
+
+
+SHAPES = {
+    "channels, height, width": ((16, 2, 2), False, 0),
+    "height, width, channels": ((2, 2, 16), True, 2),
+    "a vector in four dimensions": ((1, 16, 1, 1), False, 1),
+    "a vector in three": ((16, 1, 1), False, 0),
+}
+
+
+@pytest.mark.parametrize("case", SHAPES)
+def test_the_entries_of_a_channel_return_wherever_they_are_and_have_fresh_state(case: str) -> None:
+    shape, last, dim = SHAPES[case]
+    torch.manual_seed(0)
+    model, x = Shaped(shape, last), torch.randn(4, 3, 2, 2)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    topology = trace(model, x)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+
+    handle = ReDo(tau=0.0, every=1000).attach(
+        model, optimizer, topology=topology
+    )  # holds the ages of what is reset
+    for _ in range(30):
+        step()
+    slot = optimizer.state[model.scale]["exp_avg_sq"]
+    before = model.scale.detach().clone(), slot.clone()
+    plan_reset(model, optimizer, topology, {"conv": torch.tensor([1, 5])}, seed=0, step=1).apply_()
+    mine, others = torch.tensor([1, 5]), torch.tensor([i for i in range(16) if i not in (1, 5)])
+    for tensor, fresh, old in zip((model.scale.detach(), slot), (1.0, 0.0), before, strict=True):
+        assert (tensor.index_select(dim, mine) == fresh).all()
+        assert torch.equal(tensor.index_select(dim, others), old.index_select(dim, others))
+    with torch.no_grad():  # so that the re-born channels have a gradient
+        model.out.weight[:, mine] = 0.1
+    step()
+    moved = (model.scale.detach().index_select(dim, mine) - 1.0).abs()
+    assert 0.0 < float(moved.max()) <= 1e-2 * (1 + 1e-4)
+    handle.detach()
+
+
+def test_a_norm_of_positions_that_all_channels_share_stays_unless_all_are_reset() -> None:
+    class Positions(Shaped):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(F.layer_norm(self.conv(x), (2, 2), self.scale).relu())
+
+    model, x = Positions((2, 2)), torch.randn(4, 3, 2, 2)
+    topology, optimizer = trace(model, x), torch.optim.SGD(model.parameters(), 0.1)
+    plan_reset(model, optimizer, topology, {"conv": torch.tensor([1, 5])}, seed=0, step=1).apply_()
+    assert (model.scale == 3.0).all()
+    plan_reset(model, optimizer, topology, {"conv": torch.arange(16)}, seed=0, step=1).apply_()
+    assert (model.scale == 1.0).all()
