@@ -73,13 +73,14 @@ class BenchRun:
     """A protocol, a study or an experiment: a name from `supple bench list`."""
     methods: str | None = None
     """Names separated by commas, or all that the network has a form of (default: plain,fresh,regrama; a study has
-    its own)."""
+    its own; arms of lm-rounds)."""
     seeds: int = 3
     """Seeds 0 to N-1."""
     preset: str | None = None
     """Size (default: demo of a protocol, small of a study)."""
     tasks: int | None = None
-    """Number of tasks instead of the preset's; a run of another length is another run."""
+    """Number of tasks, or of rounds of a language model, instead of the preset's; a run of another length is
+    another run."""
     optimizer: str | None = None
     """sgd, momentum, adam, adamw, rmsprop, adagrad or muon instead of the protocol's."""
     layers: str | None = None
@@ -97,6 +98,9 @@ class BenchRun:
     """Folder for the runs."""
     workers: int | None = None
     """Processes (default: one per core)."""
+    model: Path | None = None
+    """lm-rounds, lm-classification: a local transformers folder of a causal language model, in place of the
+    small GPT."""
     engine: Literal["auto", "loop", "cohort"] = "auto"
     """loop: one run at a time in a process; cohort: all seeds of a method in one stacked program; auto: the
     cohort where it has a form of the method."""
@@ -119,6 +123,10 @@ class BenchRun:
             return run_experiment(EXPERIMENTS[self.protocol], self)
         if self.protocol in STUDIES:
             return self._study(STUDIES[self.protocol])
+        if self.model is not None:
+            raise InputError(
+                f"--model is for lm-rounds and lm-classification; {self.protocol} has its own network"
+            )
         if self.data is not None:
             os.environ["SUPPLE_DATA"] = str(self.data)  # the workers inherit it
         changed = {k: v for k in ("tasks", "optimizer") if (v := getattr(self, k)) is not None}
@@ -161,6 +169,7 @@ class BenchRun:
             "--data": self.data,
             "--layers": self.layers,
             "--hidden-boundaries": self.hidden_boundaries or None,
+            "--model": self.model,
         }
         if given := [flag for flag, value in own.items() if value is not None]:
             raise InputError(
