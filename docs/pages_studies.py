@@ -6,12 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from page import NOTICE, ROOT, cell, origin, read
-from pages_rl import rl_page
+from pages_agents import agents_page
 
 
 def studies() -> dict[str, str]:
     """The pages of the studies with committed answers."""
-    pages = {"grama-vs-dormant": grama_page, "predicts": predicts_page, "rl-gym": rl_page}
+    pages = {
+        "grama-vs-dormant": grama_page,
+        "predicts": predicts_page,
+        "rl-gym": agents_page,
+        "rl-minatar": agents_page,
+    }
     found = sorted((ROOT / "results").glob("*/study.json"))
     return {f"results/{p.parent.name}.md": pages[p.parent.name](p) for p in found}
 

@@ -29,7 +29,9 @@ METHODS = (
 )
 
 #: study, preset, seeds
-STUDY_PLAN = (("grama-vs-dormant", "small", 5), ("predicts", "demo", 3), ("rl-gym", "small", 5))
+STUDY_PLAN = (
+    ("grama-vs-dormant", "small", 5), ("predicts", "demo", 3), ("rl-gym", "small", 5), ("rl-minatar", "small", 5),
+)  # fmt: skip
 #: protocol, preset, methods, seeds; a name that ends in -iid is the shuffled control
 PLAN = (
     ("digits-permuted", "demo", METHODS, 5),

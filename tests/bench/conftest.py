@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.bench import synthetic
+
+from supple.streams.data.languages import languages
 
 
 @pytest.fixture(scope="session")
@@ -41,3 +45,19 @@ SAMPLED = ("permuted", "random-label", "label-flipping", "label-noise", "concept
 
 def shrunk(name: str) -> dict[str, int]:
     return {"samples": 64} if name.startswith(SAMPLED) else SHRUNK.get(name, {})
+
+
+@pytest.fixture
+def language_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Four languages, each with letters of its own, and a file that is too short."""
+    folder = tmp_path / "data"
+    (folder / "text" / "udhr2").mkdir(parents=True)
+    with zipfile.ZipFile(folder / "text" / "udhr2" / "udhr2.zip", "w") as archive:
+        for i in range(4):
+            letters = bytes(range(97 + 5 * i, 102 + 5 * i))
+            archive.writestr(f"udhr2/00{i}.txt", letters * 2000)
+        archive.writestr("udhr2/009.txt", b"short")
+    languages.cache_clear()
+    monkeypatch.setenv("SUPPLE_DATA", str(folder))
+    yield folder
+    languages.cache_clear()

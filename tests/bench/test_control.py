@@ -17,7 +17,7 @@ from supple.bench.agent import AgentLearner
 from supple.bench.agent_probe import trainability
 from supple.bench.protocols import PROTOCOLS, Control, create
 from supple.bench.protocols.control import PAPER
-from supple.bench.studies import rl_gym
+from supple.bench.studies import RlGym
 from supple.errors import InputError
 from supple.models import MLP
 from supple.store import load
@@ -164,18 +164,18 @@ def test_the_published_setting() -> None:
 
 
 def test_the_study_reads_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rl_gym, "METHODS", ("plain", "fresh", "l2init"))
-    for name in rl_gym.SUITE:
+    monkeypatch.setattr(RlGym, "methods", ("plain", "fresh", "l2init"))
+    for name in RlGym.suite:
         presets = dict(PROTOCOLS[name].presets, demo=SHORT)
         monkeypatch.setattr(PROTOCOLS[name], "presets", presets)
-    specs = with_engine(rl_gym.RlGym.specs("demo", [0, 1]), "auto")
+    specs = with_engine(RlGym.specs("demo", [0, 1]), "auto")
     assert {s.engine for s in specs} == {"loop"}
     assert run_list(specs, tmp_path, workers=0).ok
-    answer = rl_gym.RlGym.read(tmp_path)
+    answer = RlGym.read(tmp_path)
     assert answer.seeds == 2
     assert len(answer.agents) == 6
     by = {(a.protocol, a.method): a for a in answer.agents}
-    for name in rl_gym.SUITE:
+    for name in RlGym.suite:
         low, mid, high = (by[name, m] for m in ("plain", "l2init", "fresh"))
         assert mid.returns.value == pytest.approx(fmean(mid.course[1:]))
         if high.returns.value > low.returns.value:

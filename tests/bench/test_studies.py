@@ -157,7 +157,7 @@ def test_wrong_words_for_a_study(tmp_path, capsys):
     assert main(["bench", "run", "grama-vs-dormant", "--preset", "huge", "--out", str(tmp_path)]) == 2
     assert "choose one of small" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
-    assert set(STUDIES) == {"grama-vs-dormant", "predicts", "rl-gym"}
+    assert set(STUDIES) == {"grama-vs-dormant", "predicts", "rl-gym", "rl-minatar"}
 
 
 def test_shares_ratios_and_sets_by_hand(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -54,8 +55,11 @@ def test_bench_list_names_protocols_and_methods(capsys: pytest.CaptureFixture[st
     table = json.loads(capsys.readouterr().out)
     assert {"digits-permuted", "digits-random-labels"} <= set(table["protocols"])
     assert {"plain", "fresh", "regrama", "cbp", "cchain"} <= set(table["methods"])
+    assert table["suites"]["dmc-dog"]["extra"] == "rl-dmc"
     assert main(["bench", "list"]) == 0
-    assert "digits-permuted" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "digits-permuted" in shown
+    assert re.search(r"procgen-coinrun +extra rl-procgen", shown)
 
 
 def test_report_draws_a_diagnosis_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,9 +35,15 @@ def _ranks(kind: str, world: int, folder: Path) -> list[dict[str, Any]]:
         )
         for r in range(world)
     ]
-    for process in processes:
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 0, errors[-3000:]
+    try:
+        for process in processes:
+            _, errors = process.communicate(
+                timeout=600
+            )  # on a busy machine a rank may wait long for its turn
+            assert process.returncode == 0, errors[-3000:]
+    finally:
+        for process in processes:  # ranks wait for one another: none may be left behind
+            process.kill()
     return [json.loads((folder / f"end.{r}").read_text(encoding="utf-8")) for r in range(world)]
 
 

@@ -10,7 +10,7 @@ from tests.interventions import nets
 from torch import Tensor, nn
 
 from supple.errors import InputError
-from supple.interventions import Combination, ContinualBackprop, L2Init, LayerReset, ReDo, ResetEvent
+from supple.interventions import CCBP, Combination, ContinualBackprop, L2Init, LayerReset, ReDo, ResetEvent
 from supple.interventions.engine import ResetEngine
 from supple.interventions.followers import mirror_
 
@@ -153,3 +153,26 @@ def test_what_a_write_keeps_is_the_followers_own() -> None:
     mirror_(plan, target)
     torch.testing.assert_close(model.fc2.bias, own + gained)
     torch.testing.assert_close(target.fc2.bias, kept + gained)
+
+
+def test_following_twice_is_following_once() -> None:
+    ends: list[Tensor] = []
+    for times in (1, 3):
+        model, target, optimizer = patient()
+        handle = CCBP(rate=0.5, every=2).attach(model, optimizer, inputs=torch.randn(4, 6))
+        handle.follow(*[target] * (times // 2 + 1))
+        for _ in range(times - 1):
+            handle.follow(target)
+        train(model, optimizer, 4)
+        ends.append(torch.cat([p.detach().flatten() for p in target.parameters()]))
+    assert torch.equal(*ends)
+
+
+def test_wrappers_shared_storage_and_other_things_are_refused_by_name() -> None:
+    model, target, optimizer = patient()
+    handle = ReDo(every=1).attach(model, optimizer, inputs=torch.randn(4, 6))
+    target.fc2.weight.data = model.fc2.weight.data
+    wrapped = torch.optim.swa_utils.AveragedModel(model)
+    for wrong, match in ((target, "fc2.weight"), (wrapped, "without a wrapper"), ("target", "found: str")):
+        with pytest.raises(InputError, match=match):
+            handle.follow(wrong)

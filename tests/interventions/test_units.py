@@ -241,3 +241,38 @@ def test_heads_of_a_network_without_attention_are_refused() -> None:
         ReDo(units=("heads",)).attach(
             model, torch.optim.SGD(model.parameters(), 0.1), inputs=torch.randn(2, 3)
         )
+
+
+class Odd(nn.Module):
+    """Attention with a learned factor for each head, whose keys another layer reads, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o, self.extra = (nn.Linear(12, 12) for _ in range(5))
+        self.factor = nn.Parameter(torch.full((1, 3, 1, 1), 2.0))
+        self.head = nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        keys = self.k(x)
+        q, k, v = (y.unflatten(-1, (3, 4)).transpose(1, 2) for y in (self.q(x), keys, self.v(x)))
+        y = (self.factor * F.scaled_dot_product_attention(q, k, v)).transpose(1, 2).flatten(2)
+        return self.head((self.o(y) + self.extra(keys)).relu())
+
+
+def test_all_that_reads_the_channels_of_a_head_is_its_consumer() -> None:
+    torch.manual_seed(0)
+    model, x = Odd().double(), torch.randn(2, 5, 12, dtype=torch.float64)
+    topology = with_heads(trace(model, x))
+    (name,) = [n for n, layer in topology.layers.items() if layer.kind == "heads"]
+    with torch.no_grad():  # head 1 says nothing to anybody
+        model.o.weight[:, 4:8] = 0
+        model.extra.weight[:, 4:8] = 0
+    before = model(x)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    plan = plan_reset(model, optimizer, topology, {name: torch.tensor([1])}, seed=0, step=1)
+    plan.apply_()
+    assert torch.equal(model(x), before)
+    assert model.factor.flatten().tolist() == [2.0, 1.0, 2.0]
+    plan_reset(model, optimizer, topology, {name: torch.tensor([2])}, seed=0, step=1).apply_()
+    assert not model.extra.weight[:, 8:].any()
+    assert not model.o.weight[:, 8:].any()

@@ -147,6 +147,10 @@ class PPO:
         """Adam at the configured learning rate over all parameters."""
         return torch.optim.Adam(self.net.parameters(), lr=self.config.learning_rate, fused=True)
 
+    def task(self) -> None:
+        """Begin a task, after ``env.task(index)``: new episodes."""
+        self.observation = self.env.reset()
+
     def iterate(self) -> Iteration:
         """One rollout and the updates on it."""
         c = self.config

@@ -10,7 +10,8 @@ from torch import nn
 
 from supple.errors import InputError
 from supple.models import MLP
-from supple.models.mlp import make_activation
+from supple.models.convnet import CHANNEL_NORMS
+from supple.models.mlp import NORMS, check_norm, make_activation
 
 
 @dataclass(frozen=True)
@@ -79,28 +80,36 @@ class DQNConfig:
         )  # fmt: skip
 
 
-def q_network(shape: tuple[int, ...], actions: int, config: DQNConfig) -> nn.Module:
+def q_network(shape: tuple[int, ...], actions: int, config: DQNConfig, norm: bool | str = False) -> nn.Module:
     """Q(s, ·): an `MLP` for vectors; for images (C, H, W) the convolutions, hidden layers and a head.
+
+    ``norm``: before every activation, see `supple.models.MLP` and `ConvNet`.
 
     >>> net = q_network((10, 10, 10), 6, DQNConfig())
     >>> sum(p.numel() for p in net.parameters())  # 16 channels, 8 * 8 * 16 -> 128 -> 6
     133430
     """
     if len(shape) == 1:
-        return MLP((*shape, *config.hidden, actions), activation=config.activation)
+        return MLP((*shape, *config.hidden, actions), activation=config.activation, norm=norm)
     if len(shape) != 3:
         raise InputError("observations are vectors (d,) or images (C, H, W)", found=shape)
-    seen, size = shape[0], shape[1:]
+    seen, size, kind = shape[0], shape[1:], check_norm(norm)
     parts: OrderedDict[str, nn.Module] = OrderedDict()
     for i, width in enumerate(config.channels, 1):
         act, outputs = make_activation(config.activation)
-        parts[f"conv{i}"], parts[f"conv_act{i}"] = nn.Conv2d(seen, width // outputs, 3), act
+        parts[f"conv{i}"] = nn.Conv2d(seen, width // outputs, 3)
+        if kind:
+            parts[f"conv_norm{i}"] = CHANNEL_NORMS[kind](width // outputs)
+        parts[f"conv_act{i}"] = act
         seen, size = width, (size[0] - 2, size[1] - 2)
     parts["flat"] = nn.Flatten()
     seen *= size[0] * size[1]
     for i, width in enumerate(config.hidden, 1):
         act, outputs = make_activation(config.activation)
-        parts[f"fc{i}"], parts[f"act{i}"] = nn.Linear(seen, width // outputs), act
+        parts[f"fc{i}"] = nn.Linear(seen, width // outputs)
+        if kind:
+            parts[f"norm{i}"] = NORMS[kind](width // outputs)
+        parts[f"act{i}"] = act
         seen = width
     parts["head"] = nn.Linear(seen, actions)
     return nn.Sequential(parts)

@@ -90,7 +90,14 @@ class Replay:
         """``count`` transitions, drawn evenly and with replacement; the tensors are copies, in ``dtype``."""
         if self.size < 1:
             raise InputError("an empty replay buffer cannot be sampled", do="add transitions first")
-        rows = torch.randint(self.size, (count,), generator=generator).numpy()
+        return self._rows(torch.randint(self.size, (count,), generator=generator).numpy(), dtype)
+
+    def newest(self, count: int, dtype: torch.dtype = torch.float32) -> Transitions:
+        """The last ``count`` transitions, newest first; fewer if the buffer holds fewer."""
+        rows = (self.position - 1 - np.arange(min(count, self.size))) % self.capacity
+        return self._rows(rows, dtype)
+
+    def _rows(self, rows: npt.NDArray[np.int64], dtype: torch.dtype) -> Transitions:
         found = {name: torch.from_numpy(column[rows]) for name, column in self.columns.items()}
         return Transitions(**{n: t if n == "actions" else t.to(dtype) for n, t in found.items()})
 

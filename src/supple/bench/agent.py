@@ -10,17 +10,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from supple.agents import PPO, Iteration
+from supple.agents import DQN
 from supple.agents.plain import arrays, plain
 from supple.bench.agent_probe import SAMPLES, trainability
 from supple.bench.learner import Learner, TaskResult
 from supple.errors import InputError
+from supple.interventions import ShrinkAndPerturb
 from supple.interventions.cchain import CChainHandle
+from supple.interventions.fire import FIRE
 from supple.streams import generator
 
 if TYPE_CHECKING:
-    from supple.bench.protocols.control import Control
+    from supple.bench.protocols.agents import Agent, AgentProtocol
     from supple.bench.spec import RunSpec
+    from supple.interventions.base import Handle, Schedule
+
+#: what rewrites every weight of a network at once
+ALL_WEIGHTS = (ShrinkAndPerturb, FIRE)
 
 
 @dataclass
@@ -42,7 +48,7 @@ class AgentTask:
         return self.updates
 
     def probe(self, size: int) -> tuple[Tensor, Tensor]:
-        """A keyed sample of the last rollout: observations, and the columns that the loss reads."""
+        """A keyed sample of the last experience: observations, and the columns that the loss reads."""
         if self.seen is None:
             raise InputError("a task has no experience before it was learned", where=self.name)
         x, y = self.seen
@@ -53,7 +59,7 @@ class AgentTask:
 class AgentTasks(Sequence[AgentTask]):
     """The tasks of a protocol by index. The environment itself belongs to the learner."""
 
-    def __init__(self, protocol: Control, seed: int) -> None:
+    def __init__(self, protocol: AgentProtocol, seed: int) -> None:
         self.protocol, self.seed = protocol, seed
 
     def __len__(self) -> int:
@@ -78,29 +84,33 @@ class AgentLearner(Learner):
     task, for the fresh reference too; every task begins with new episodes.
     """
 
-    protocol: Control
+    protocol: AgentProtocol
 
     def __init__(self, spec: RunSpec) -> None:
         self.protocol = spec.protocol  # type: ignore[assignment]
         self.env = self.protocol.environment(spec.seed)
         self.generator = torch.Generator().manual_seed(generator(spec.seed, "actions").initial_seed())
         self.last_returns: list[float] = []
+        self.index = 0
         super().__init__(spec)
 
-    def _begin(self, task: int) -> None:
-        super()._begin(task)
-        self.agent = PPO(
-            self.env, self.protocol.settings_of_agent(), net=self.model, optimizer=self.optimizers[0]
-        )
+    def _build(self, task: int) -> None:
+        super()._build(task)
+        before = getattr(self, "agent", None)
+        self.agent = self.protocol.agent(self.env, self.model, self.optimizers[0], before)
         self.agent.generator = self.generator
-        if isinstance(self.handle, CChainHandle):
-            self.agent.on_loss.append(self.handle.observe_loss)
+
+    def _attach(self) -> None:
+        super()._attach()
+        if self.handle is not None:
+            link(self.handle, self.agent)
 
     def start(self, task: int) -> None:
         """Cross the boundary: the environment shows the next task, from new episodes on."""
         super().start(task)
+        self.index = task
         self.env.task(task)
-        self.agent.observation = self.env.reset()
+        self.agent.task()
 
     def learn(self, task: AgentTask) -> TaskResult:  # type: ignore[override]
         """All iterations of a task."""
@@ -110,52 +120,76 @@ class AgentLearner(Learner):
             raise InputError("no episode ended in a task", where=task.name, do="take more steps a task")
         self.last_returns = returns[-max(len(returns) // 10, self.env.copies) :]
         self.steps += sum(i.updates for i in found)
-        rollout = self.agent.rollout
-        assert rollout is not None  # there was an iteration
-        task.seen = (rollout.observations, rollout.columns)
-        losses = [i.policy_loss + self.protocol.value * i.value_loss for i in found]
-        extra = _last(found)
+        task.seen = self.protocol.seen(self.agent)
+        loss, extra = self.protocol.told(found)
         if task.index in self.spec.measured():
             extra |= self._trainability(task)
-        return TaskResult(fmean(returns), fmean(losses), len(returns), 0, extra)
+        return TaskResult(fmean(returns), loss, len(returns), 0, extra)
 
     def _trainability(self, task: AgentTask) -> dict[str, float]:
-        """How well both networks still learn random targets, beside fresh ones."""
+        """How well the networks still learn random targets, beside fresh ones."""
         x, key = task.probe(SAMPLES)[0], 1000 * self.spec.seed + task.index
+        rows: dict[str, float] = {}
+        for name, part in self.protocol.taught().items():
+            worn = self.model.get_submodule(part.path)
+            for suffix in ("", "_with_unlearning")[: 1 + part.unlearn]:
+                rows[f"{name}_trainability{suffix}"] = trainability(
+                    worn, self._fresh(part.path), x, part.classes, self.protocol.lr, key,
+                    values=part.values, unlearn=bool(suffix),
+                )  # fmt: skip
+        return rows
 
-        def fresh(part: str) -> Callable[[int], nn.Module]:
-            return lambda i: getattr(self.method.build(self.protocol, self.spec.seed, 10_000 + i), part)
-
-        policy, value = self.model.get_submodule("policy"), self.model.get_submodule("value")
-        actions = self.protocol.outputs
-        lr = self.protocol.lr
-        return {
-            "policy_trainability": trainability(policy, fresh("policy"), x, actions, lr, key),
-            "policy_trainability_with_unlearning": trainability(
-                policy, fresh("policy"), x, actions, lr, key, unlearn=True
-            ),
-            "value_trainability": trainability(value, fresh("value"), x, 0, lr, key),
-        }
+    def _fresh(self, path: str) -> Callable[[int], nn.Module]:
+        """The i-th network of the method that learned nothing, or a part of it."""
+        return lambda i: self.method.build(self.protocol, self.spec.seed, 10_000 + i).get_submodule(path)
 
     def score(self, task: AgentTask) -> float:  # type: ignore[override]
         """Mean return of the last episodes of the task."""
         return fmean(self.last_returns)
 
     def state_dict(self) -> dict[str, Any]:
-        env = plain(self.env.state_dict())
-        return {**super().state_dict(), "environment": env, "generator": self.generator.get_state()}
+        """As of every learner, with environment and agent. What the agent would take into a task to come (a replay
+        buffer) is left out after the last task."""
+        over = self.index + 1 == self.protocol.tasks
+        return {
+            **super().state_dict(),
+            "environment": plain(self.env.state_dict()),
+            "generator": self.generator.get_state(),
+            "carried": {} if over else self.protocol.carried(self.agent),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.env.load_state_dict(arrays(state["environment"]))
         self.generator.set_state(state["generator"])
+        if state.get("carried"):  # absent in older runs
+            self.protocol.restore(self.agent, state["carried"])
 
 
-def _last(found: Sequence[Iteration]) -> dict[str, float]:
-    """What the policy is at the end of a task: mean entropy and largest logit of the last tenth of its iterations."""
-    last = found[-max(1, len(found) // 10) :]
-    return {
-        "policy_entropy": fmean(i.entropy for i in last),
-        "policy_max_logit": fmean(i.max_logit for i in last),
-        "value_loss": fmean(i.value_loss for i in last),
-    }
+def link(handle: Handle, agent: Agent) -> None:
+    """What an intervention has to do with an agent beside its network: C-CHAIN hears the loss; the target network
+    has the same resets, and is copied anew after a change of all weights, which has no units to follow."""
+    if isinstance(handle, CChainHandle):
+        agent.on_loss.append(handle.observe_loss)
+    if not isinstance(agent, DQN):
+        return
+    rule = handle.intervention
+    if hasattr(handle, "follow"):
+        handle.follow(agent.target)
+    elif isinstance(rule, ALL_WEIGHTS):
+        _sync_after(handle, agent, rule.every)
+
+
+def _sync_after(handle: Handle, agent: DQN, every: Schedule) -> None:
+    due = False
+
+    def before(*_: Any) -> None:
+        nonlocal due
+        due = handle.due(every)  # its own hook moves the clock
+
+    def after(*_: Any) -> None:
+        if due:
+            agent.sync_target()
+
+    agent.optimizer.register_step_pre_hook(before)
+    agent.optimizer.register_step_post_hook(after)  # behind the one of the handle

@@ -17,10 +17,10 @@ from supple.streams import generator
 TASKS, STEPS, SAMPLES, WIDTH = 3, 300, 256, 16
 
 
-def teacher(observations: Tensor, seed: int, index: int) -> Tensor:
-    """(N,) values of mean 0 and variance 1: a random smooth function of standardised observations.
+def teacher(observations: Tensor, seed: int, index: int, values: int = 1) -> Tensor:
+    """(N, values) of mean 0 and variance 1: random smooth functions of standardised observations.
 
-    tanh(z W₁) w₂ with z (N, d) the observations at mean 0 and variance 1, W₁ ~ N(0, 1.5²), w₂ ~ N(0, 1). Random labels,
+    tanh(z W₁) W₂ with z (N, d) the observations at mean 0 and variance 1, W₁ ~ N(0, 1.5²), W₂ ~ N(0, 1). Random labels,
     which step 0 uses, are out of reach of even fresh networks here: the states of short episodes lie too close.
 
     >>> teacher(torch.randn(64, 3), seed=0, index=1).std().item()  # doctest: +ELLIPSIS
@@ -29,8 +29,10 @@ def teacher(observations: Tensor, seed: int, index: int) -> Tensor:
     flat = observations.flatten(1)
     g = generator(seed, "teacher", index)
     z = (flat - flat.mean(0)) / (flat.std(0) + 1e-6)
-    y = (z @ (1.5 * torch.randn(flat.shape[1], WIDTH, generator=g))).tanh() @ torch.randn(WIDTH, generator=g)
-    return (y - y.mean()) / (y.std() + 1e-6)
+    y = (z @ (1.5 * torch.randn(flat.shape[1], WIDTH, generator=g))).tanh() @ torch.randn(
+        WIDTH, values, generator=g
+    )
+    return (y - y.mean(0)) / (y.std(0) + 1e-6)
 
 
 def trainability(
@@ -41,13 +43,14 @@ def trainability(
     lr: float,
     seed: int,
     *,
+    values: int = 1,
     unlearn: bool = False,
 ) -> float:
     """Mean score of ``worn`` over that of fresh networks, on functions of the agent's own observations.
 
     The course of step 0 (`supple.trainability`) at a fixed length, so that a run repeats bit for bit: `TASKS` random
     teachers, `STEPS` steps of Adam at the agent's learning rate. ``actions`` > 0: the first two outputs tell whether
-    the teacher is above its median; 0: the outputs (N, 1) are the teacher's values. ``unlearn``: the old answers are
+    the teacher is above its median; 0: the outputs (N, ``values``) are the teacher's. ``unlearn``: the old answers are
     not subtracted, so a saturated policy pays for them.
 
     Returns:
@@ -61,8 +64,8 @@ def trainability(
     loss = F.cross_entropy if actions else F.mse_loss
     own, new = [], []
     for i in range(TASKS):
-        y = teacher(observations, seed, i)
-        target = (y > y.median()).long() if actions else y[:, None]
+        y = teacher(observations, seed, i, 1 if actions else values)
+        target = (y > y.median()).long()[:, 0] if actions else y
         task = ProbeTask.draw((observations, target), kind, loss, seed + i, samples=SAMPLES, fresh=False)
         for found, net in ((own, copy.deepcopy(worn)), (new, fresh(i))):
             optimizer = torch.optim.Adam(net.parameters(), lr=lr)

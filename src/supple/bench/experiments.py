@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,11 @@ from supple.errors import InputError
 
 @dataclass(frozen=True)
 class Experiment:
-    """``run(folder, preset, say)`` computes what ``folder`` has not; ``answer(folder)`` is (text, plain types)."""
+    """``run(folder, preset, say)`` computes what ``folder`` has not; ``answer(folder)`` is (text, plain types).
+
+    ``settings`` maps the options of `supple bench run` that it takes to keywords of ``run``; but for the choice
+    of arms they make another folder, ``folder_of(out, preset, …)``.
+    """
 
     name: str
     description: str
@@ -22,6 +27,8 @@ class Experiment:
     records: str  # name of the file of records, by which a folder is known
     run: Callable[..., Any]
     answer: Callable[[Path], tuple[str, dict[str, Any]]]
+    settings: Mapping[str, str] = field(default_factory=dict)
+    folder_of: Callable[..., Path] | None = None
 
 
 def _lab_answer(folder: Path) -> tuple[str, dict[str, Any]]:
@@ -36,6 +43,15 @@ def _matrix_answer(folder: Path) -> tuple[str, dict[str, Any]]:
     return matrix.render(rows), {"records": rows}
 
 
+def _rounds(kind: str, description: str) -> Experiment:
+    records = rounds.KINDS[kind][1]
+    return Experiment(
+        kind, description, tuple(rounds.LENGTHS), records,
+        partial(rounds.run_rounds, kind=kind), partial(rounds.answer, name=records),
+        {"--methods": "arms", "--tasks": "rounds", "--model": "model"}, partial(rounds.folder_of, kind=kind),
+    )  # fmt: skip
+
+
 _ALL: Sequence[Experiment] = (
     Experiment(
         "lab", "is a diagnosis right? networks of known illness, the truth by learning and repair",
@@ -45,10 +61,8 @@ _ALL: Sequence[Experiment] = (
         "matrix", "which remedy gives back what? mechanisms, built and worn, against interventions",
         tuple(matrix.LENGTHS), matrix.RECORDS, matrix.run_matrix, _matrix_answer,
     ),
-    Experiment(
-        "lm-rounds", "does a GPT grow stiff over rounds of fine-tuning, one language after another?",
-        tuple(rounds.LENGTHS), rounds.RECORDS, rounds.run_rounds, rounds.answer,
-    ),
+    _rounds("lm-rounds", "does a GPT grow stiff over rounds of fine-tuning, one language after another?"),
+    _rounds("lm-classification", "the same in rounds of classification: which of 16 languages, drawn anew?"),
 )  # fmt: skip
 EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in _ALL}
 

@@ -49,9 +49,16 @@ class Learner:
     def _begin(self, task: int) -> None:
         if self.handle is not None:
             self.handle.detach()
+        self._build(task)
+        self._attach()
+
+    def _build(self, task: int) -> None:
+        """Network and optimizers, as they are at the start of ``task``."""
+        self.model: nn.Module = self.method.build(self.spec.protocol, self.spec.seed, task)
+        self.optimizers = self.spec.protocol.build_optimizers(self.model.parameters())
+
+    def _attach(self) -> None:
         protocol, method = self.spec.protocol, self.method
-        self.model: nn.Module = method.build(protocol, self.spec.seed, task)
-        self.optimizers = protocol.build_optimizers(self.model.parameters())
         settings = method.settings_in(protocol, self.spec.settings)
         intervention = method.create(settings, self.spec.seed, protocol.initial)
         if intervention is not None:

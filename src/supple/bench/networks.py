@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from supple.agents import ActorCritic
+from supple.agents import ActorCritic, q_network
 from supple.errors import InputError
 from supple.models import MLP, ConvNet, UNet, resnet8, resnet18
 from supple.streams import generator
@@ -24,7 +25,7 @@ IMAGE_NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": lambda shape, outputs: resnet18(outputs, channels=shape[0]),
     "unet": lambda shape, outputs: UNet(shape[0], widths=(16, 32), level=16),
 }
-NETWORKS = ("mlp", "actor_critic", *IMAGE_NETWORKS)
+NETWORKS = ("mlp", "actor_critic", "q_network", *IMAGE_NETWORKS)
 #: those that have a form with another activation, a norm, dropout
 FORMED = ("convnet",)
 #: hidden units of the shallow network where a protocol names no width: those of the ConvNet's linear layers
@@ -55,6 +56,8 @@ def build(
         own = protocol.activation if activation == "relu" else activation
         form = {"norm": norm or False, "dropout": dropout}
         return ActorCritic(protocol.inputs, protocol.outputs, protocol.hidden[:depth], own, **form)
+    if name == "q_network" and depth is None and norm in ("", "layer") and not dropout:
+        return _values(protocol, activation, norm)
     if depth is not None and protocol.metric == "accuracy":
         hidden = protocol.hidden or SHALLOW  # a network may have widths of its own
         sizes = (math.prod(protocol.shape), *hidden[:depth], protocol.outputs)
@@ -73,6 +76,12 @@ def build(
             do="leave this method out, or take a protocol with an MLP or a ConvNet",
         )
     return IMAGE_NETWORKS[name](protocol.shape, protocol.outputs)
+
+
+def _values(protocol: Any, activation: str, norm: str) -> nn.Module:
+    """The network of an agent that learns values, as its protocol's settings describe it."""
+    config = dataclasses.replace(protocol.settings_of_agent(), activation=activation)
+    return q_network(protocol.shape, protocol.outputs, config, norm or False)
 
 
 def _asked(activation: str, norm: str, depth: int | None, dropout: float) -> str:

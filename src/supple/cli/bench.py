@@ -28,6 +28,7 @@ class BenchList:
         from supple.bench.protocols import PROTOCOLS
         from supple.bench.studies import STUDIES
         from supple.cli.console import emit_json, say
+        from supple.streams.rl import suites
 
         check_target(self.json)
         if str(self.json) != "-":
@@ -40,6 +41,9 @@ class BenchList:
             say("experiments (their own cases, one after the other)")
             for name, experiment in EXPERIMENTS.items():
                 say(f"  {name:<22} {experiment.description}; presets: {', '.join(experiment.presets)}")
+            say("reinforcement-learning suites (environments for an agent of yours: supple.streams.rl.suite)")
+            for name, suite in suites().items():
+                say(f"  {name:<22} extra {suite.extra}{', not installed' * bool(suite.missing)}")
             say("methods")
             for name, method in METHODS.items():
                 say(f"  {name:<22} {method.title}")
@@ -54,6 +58,7 @@ class BenchList:
             "experiments": {
                 n: {"description": e.description, "presets": list(e.presets)} for n, e in EXPERIMENTS.items()
             },
+            "suites": {n: {"extra": s.extra, "missing": list(s.missing)} for n, s in suites().items()},
             "methods": {n: m.title for n, m in METHODS.items()},
         }
         emit_json(table, self.json)
@@ -68,13 +73,14 @@ class BenchRun:
     """A protocol, a study or an experiment: a name from `supple bench list`."""
     methods: str | None = None
     """Names separated by commas, or all that the network has a form of (default: plain,fresh,regrama; a study has
-    its own)."""
+    its own; arms of lm-rounds)."""
     seeds: int = 3
     """Seeds 0 to N-1."""
     preset: str | None = None
     """Size (default: demo of a protocol, small of a study)."""
     tasks: int | None = None
-    """Number of tasks instead of the preset's; a run of another length is another run."""
+    """Number of tasks, or of rounds of a language model, instead of the preset's; a run of another length is
+    another run."""
     optimizer: str | None = None
     """sgd, momentum, adam, adamw, rmsprop, adagrad or muon instead of the protocol's; another run, by its name."""
     layers: str | None = None
@@ -92,6 +98,9 @@ class BenchRun:
     """Folder for the runs."""
     workers: int | None = None
     """Processes (default: one per core)."""
+    model: Path | None = None
+    """lm-rounds, lm-classification: a local transformers folder of a causal language model, in place of the
+    small GPT."""
     engine: Literal["auto", "loop", "cohort"] = "auto"
     """loop: one run at a time in a process; cohort: all seeds of a method in one stacked program; auto: the
     cohort where it has a form of the method."""
@@ -114,6 +123,10 @@ class BenchRun:
             return run_experiment(EXPERIMENTS[self.protocol], self)
         if self.protocol in STUDIES:
             return self._study(STUDIES[self.protocol])
+        if self.model is not None:
+            raise InputError(
+                f"--model is for lm-rounds and lm-classification; {self.protocol} has its own network"
+            )
         if self.data is not None:
             os.environ["SUPPLE_DATA"] = str(self.data)  # the workers inherit it
         protocol = protocols.create(
@@ -153,6 +166,7 @@ class BenchRun:
             "--data": self.data,
             "--layers": self.layers,
             "--hidden-boundaries": self.hidden_boundaries or None,
+            "--model": self.model,
         }
         if given := [flag for flag, value in own.items() if value is not None]:
             raise InputError(
@@ -164,7 +178,10 @@ class BenchRun:
                 f"unknown preset {preset!r} of {study.name}", do=f"choose one of {', '.join(study.presets)}"
             )
         out = self.out / study.name / preset
-        train(study.name, with_engine(study.specs(preset, range(self.seeds)), self.engine), out, self.workers)
+        specs = study.specs(preset, range(self.seeds))
+        for protocol in {s.protocol.label: s.protocol for s in specs}.values():
+            protocol.check()
+        train(study.name, with_engine(specs, self.engine), out, self.workers)
         answer = study.read(out)
         if str(self.json) != "-":
             say(str(answer))

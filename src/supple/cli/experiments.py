@@ -1,4 +1,4 @@
-"""`supple bench run lab | matrix`, their reports, and `supple bench fit`."""
+"""`supple bench run lab | matrix | lm-rounds`, their reports, and `supple bench fit`."""
 
 from __future__ import annotations
 
@@ -18,24 +18,30 @@ def run_experiment(experiment: Experiment, asked: BenchRun) -> int:
     """Compute what the folder has not, and show the answer; options that do nothing here are refused."""
     from supple.cli.console import note
 
+    methods = None if asked.methods is None else [m.strip() for m in asked.methods.split(",") if m.strip()]
     own = {
-        "--methods": asked.methods is not None,
-        "--measure-every": asked.measure_every is not None,
-        "--workers": asked.workers is not None,
-        "--seeds": asked.seeds != 3,
-        "--engine": asked.engine != "auto",
-        "--tasks": asked.tasks is not None,
-        "--optimizer": asked.optimizer is not None,
-        "--data": asked.data is not None,
-        "--iid": asked.iid,
-        "--layers": asked.layers is not None,
-        "--hidden-boundaries": asked.hidden_boundaries,
+        "--methods": methods,
+        "--measure-every": asked.measure_every,
+        "--workers": asked.workers,
+        "--seeds": None if asked.seeds == 3 else asked.seeds,
+        "--engine": None if asked.engine == "auto" else asked.engine,
+        "--tasks": asked.tasks,
+        "--optimizer": asked.optimizer,
+        "--data": asked.data,
+        "--iid": asked.iid or None,
+        "--layers": asked.layers,
+        "--hidden-boundaries": asked.hidden_boundaries or None,
+        "--model": asked.model,
     }
-    if given := [flag for flag, set_ in own.items() if set_]:
-        raise InputError(f"{experiment.name} has its own cases, in one process; it takes no {given[0]}")
+    given = {flag: value for flag, value in own.items() if value is not None}
+    if unused := [flag for flag in given if flag not in experiment.settings]:
+        raise InputError(f"{experiment.name} has its own cases, in one process; it takes no {unused[0]}")
+    settings = {experiment.settings[flag]: value for flag, value in given.items()}
     preset = asked.preset or "small"
     folder = asked.out / experiment.name / preset
-    experiment.run(folder, preset, say=note)
+    if experiment.folder_of is not None:
+        folder = experiment.folder_of(asked.out, preset, **{k: v for k, v in settings.items() if k != "arms"})
+    experiment.run(folder, preset, say=note, **settings)
     return show_experiment(experiment, folder, asked.json)
 
 

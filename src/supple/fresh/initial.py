@@ -149,7 +149,11 @@ def check_initial(module: nn.Module, initial: Initial) -> str | None:
 
 @torch.no_grad()
 def draw(
-    module: nn.Module, parameter_name: str, generator: torch.Generator, initial: Initial = "auto"
+    module: nn.Module,
+    parameter_name: str,
+    generator: torch.Generator,
+    initial: Initial = "auto",
+    transposed: bool = False,
 ) -> Tensor:
     """A full fresh tensor for one parameter of a layer.
 
@@ -163,6 +167,8 @@ def draw(
             ``f(tensor, generator=generator)`` that fills in place (any function of `torch.nn.init`);
             or the parameter's stored initial value, whose law (constant, uniform, normal) and scale are
             copied. Orthogonal structure cannot be read off a stored value.
+        transposed: the matrix is stored as (inputs, outputs), so that its law is drawn for its transpose (x @ W,
+            the Conv1D of GPT-2).
 
     Returns:
         A tensor of the parameter's shape, dtype and device.
@@ -184,9 +190,10 @@ def draw(
             do="pass initial=callable(tensor, generator=...), a known name, or the stored initial value",
         )
     dtype = parameter.dtype if parameter.dtype == torch.float64 else torch.float32
-    fresh = torch.empty(parameter.shape, dtype=dtype, device=generator.device)
+    shape = parameter.shape[::-1] if transposed else parameter.shape
+    fresh = torch.empty(shape, dtype=dtype, device=generator.device)
     if isinstance(initial, Tensor):
-        _like_stored(initial, fresh, generator)
+        _like_stored(initial.T if transposed else initial, fresh, generator)
     elif parameter.dim() < 2:
         _default_bias(module, fresh, generator)
     elif callable(initial):
@@ -200,4 +207,4 @@ def draw(
             f"the initialiser left values of {parameter_name} that are not finite",
             do="fill the whole tensor in place",
         )
-    return fresh.to(device=parameter.device, dtype=parameter.dtype)
+    return (fresh.T if transposed else fresh).to(device=parameter.device, dtype=parameter.dtype)

@@ -8,10 +8,12 @@ optimizer's step pre-hook, resets and perturbations in the step post-hook, never
 from __future__ import annotations
 
 import abc
+import copy
 import dataclasses
+import functools
 import inspect
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from importlib import metadata
 from typing import Any, ClassVar, TypeAlias
 
@@ -20,8 +22,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from supple.errors import AttachError, InputError
+from supple.errors import AttachError, InputError, SuppleError
 from supple.interventions.compensation import hold, release, skips
+from supple.interventions.settings import check_known, check_model, check_settings
+from supple.interventions.states import check_state, misfit
 from supple.status import Mechanism
 
 Optimizers: TypeAlias = Optimizer | Sequence[Optimizer]
@@ -33,14 +37,17 @@ STATE_VERSION = 1
 
 def optimizer_list(optimizer: Optimizers) -> list[Optimizer]:
     """One optimizer or several, as a list; anything else is refused by type."""
-    items = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
-    for item in items:
-        if not isinstance(item, Optimizer):
-            raise InputError(
-                "optimizer must be a torch.optim.Optimizer or a sequence of them", found=type(item).__name__
-            )
-    if not items:
-        raise InputError("no optimizer was given", found="an empty sequence")
+    several = isinstance(optimizer, Collection) and not isinstance(optimizer, str)
+    given: list[object] = list(optimizer) if several else [optimizer]
+    items = [item for item in given if isinstance(item, Optimizer)]
+    wrong = [type(item).__name__ for item in given if not isinstance(item, Optimizer)]
+    if wrong or not items:
+        raise InputError(
+            "optimizer must be a torch.optim.Optimizer or a list of them",
+            found=", ".join(wrong) or "an empty list",
+            where="optimizer",
+            do="pass the optimizer whose step() your loop calls, or all of them",
+        )
     return items
 
 
@@ -234,7 +241,16 @@ class Handle:
                 f"this state does not belong to {self.intervention.name} (version {STATE_VERSION})",
                 found=f"{state.get('name')!r} (version {state.get('version')!r})",
             )
-        self._load_state(dict(state["state"]))
+        kept = copy.deepcopy(self.state_dict())
+        try:
+            self._load_state(dict(state["state"]))
+            check_state(state, kept, self.intervention.name)
+        except BaseException as error:  # a state that does not fit must not be left half loaded
+            self._load_state(kept["state"])
+            if isinstance(error, SuppleError) or not isinstance(error, Exception):
+                raise
+            check_state(state, kept, self.intervention.name)
+            raise misfit(self.intervention.name, f"{type(error).__name__}: {error}") from error
         self.step = int(state["step"])
         self.task_index = int(state["task_index"])
         self.task_started = bool(state["task_started"])
@@ -257,15 +273,63 @@ class Handle:
         self.detach()
 
 
+def _attach_checked(attach: Callable[..., Any]) -> Callable[..., Any]:
+    """The method, with a look at model and optimizer before it."""
+
+    @functools.wraps(attach)
+    def checked(method: Intervention, model: nn.Module, optimizer: Optimizers, **others: Any) -> Any:
+        check_model(model, method.name)
+        optimizer_list(optimizer)
+        return attach(method, model, optimizer, **others)
+
+    return checked
+
+
+def _fields_checked(own: Callable[..., None]) -> Callable[..., None]:
+    """A subclass's own checks, whose words are closer to the matter, and those of the types around them."""
+
+    @functools.wraps(own)
+    def checked(method: Intervention) -> None:
+        try:
+            own(method)
+        except SuppleError:
+            raise
+        except Exception:  # it stumbled over a type
+            _check_fields(method)
+            raise
+        _check_fields(method)
+
+    return checked
+
+
+def _check_fields(method: Intervention) -> None:
+    for field in dataclasses.fields(method):
+        if field.type in (Schedule, "Schedule"):
+            check_schedule(getattr(method, field.name), field.name)
+    check_settings(method)
+
+
 @dataclasses.dataclass(frozen=True)
 class Intervention(abc.ABC):
-    """Base class of every method: hyper-parameters as dataclass fields, facts as class attributes."""
+    """Base class of every method: hyper-parameters as dataclass fields, facts as class attributes.
+
+    Types of settings, of the model and of the optimizers are checked for every subclass, beside its own checks.
+    """
 
     mechanism: ClassVar[Mechanism | None] = None  # the mechanism it addresses
     cost: ClassVar[str] = "low"  # "low" | "medium" | "high"
     level: ClassVar[int] = 1  # the solution level: 1 training trick, 2 spectral / frequency, 3 architecture
     evidence: ClassVar[str] = "published"  # or "unverified"
     source: ClassVar[str] = ""  # the paper
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name, around in (("__post_init__", _fields_checked), ("attach", _attach_checked)):
+            if name in vars(cls):
+                setattr(cls, name, around(vars(cls)[name]))
+
+    def __post_init__(self) -> None:
+        _check_fields(self)
 
     @property
     def name(self) -> str:
@@ -281,12 +345,15 @@ class Intervention(abc.ABC):
         return {"name": self.name, **{k: v if not callable(v) else repr(v) for k, v in fields.items()}}
 
 
-def check_schedule(every: Schedule) -> None:
+def check_schedule(every: Schedule, where: str = "every") -> None:
     """A positive number of steps, a callable step -> bool, or "task"; anything else is an `InputError`."""
     whole = isinstance(every, int) and not isinstance(every, bool) and every > 0
     if not (whole or every == "task" or callable(every)):
         raise InputError(
-            "a schedule is a positive number of steps, a callable or 'task'", found=every, where="every"
+            "a schedule is a positive number of steps, a callable or 'task'",
+            found=every,
+            where=where,
+            do="for example every=1000, or every='task' together with handle.task()",
         )
 
 
@@ -324,6 +391,7 @@ def create(name: str, **settings: Any) -> Intervention:
     table = available()
     if name not in table:
         raise InputError(f"unknown intervention {name!r}", do=f"choose one of {', '.join(table)}")
+    check_known(name, table[name], settings)
     return table[name](**settings)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ class Combination(Intervention):
     source: ClassVar[str] = "Lyle et al., arXiv 2402.18762 (combinations in general)"
 
     def __post_init__(self) -> None:
-        made = tuple(create(**part) if isinstance(part, Mapping) else part for part in self.parts)
+        made = tuple(create(**part) if _named(part) else part for part in self.parts)
         object.__setattr__(self, "parts", made)
         for part in made:
             if not isinstance(part, Intervention) or isinstance(part, Combination):
@@ -80,6 +80,11 @@ class Combination(Intervention):
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "parts": [part.to_dict() for part in self.parts]}
+
+
+def _named(part: object) -> TypeGuard[Mapping[str, Any]]:
+    """Whether a part is described by name and settings."""
+    return isinstance(part, Mapping) and "name" in part
 
 
 class CombinationHandle(Handle):

@@ -89,7 +89,7 @@ class _Ages:
     def _spread(self, key: str) -> Tensor:
         """Births over rows, columns or cells, shaped to broadcast against the parameter."""
         births = self.births[key]
-        lead = (1,) if key == "dim1" else ()
+        lead = (1,) * int(key[-1]) if key != "cells" else ()
         trail = (1,) * (self.param.dim() - births.dim() - len(lead))
         return births.view(*lead, *births.shape, *trail)
 

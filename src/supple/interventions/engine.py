@@ -19,9 +19,9 @@ from supple.errors import InputError, TopologyError
 from supple.fresh import draw, generator
 from supple.interventions.base import Optimizers
 from supple.interventions.columns import edge_slice, shaped, transfer_refusal
-from supple.interventions.reset_checks import RUNNING, Bias, Initials, Outgoing, ResetChecks
+from supple.interventions.reset_checks import RUNNING, Bias, Initials, Outgoing, ResetChecks, by_norm
 from supple.interventions.reset_plan import ResetEvent, ResetPlan, Write
-from supple.interventions.slices import Slice
+from supple.interventions.slices import NO_SLICE, Slice, flat_slice
 from supple.topology.graph import Edge, Layer, Norm, Topology
 from supple.topology.heads import member_units
 
@@ -208,20 +208,27 @@ class ResetEngine(ResetChecks):
                 continue
             law = initial.get(name, "auto") if isinstance(initial, Mapping) else initial
             keyed = generator(seed, step, f"{layer.name}/{name.rpartition('.')[2]}")
-            fresh = draw(module, name.rpartition(".")[2], keyed, law)
+            matrix = self.parameters[name].dim() == 2 and layer.kind != "embedding"
+            fresh = draw(module, name.rpartition(".")[2], keyed, law, matrix and layer.unit_dim == 1)
             writes.append(self._owned(name, where, fresh[where.to(fresh.device).at]))
-        for norm in layer.norms:
-            writes += self._norm(norm, units)
+        for same in by_norm(layer.norms):
+            writes += self._norm(same, units)
         return writes
 
-    def _norm(self, norm: Norm, units: Tensor) -> list[Write]:
-        index = torch.from_numpy(norm.index)
-        spared = torch.ones(len(index), dtype=torch.bool)
+    def _norm(self, same: list[Norm], units: Tensor) -> list[Write]:
+        """Entries of one norm back to fresh: one for each unit, or several where it has one for each position."""
+        norm, index = same[0], torch.stack([torch.from_numpy(n.index) for n in same])
+        spared = torch.ones(index.shape[1], dtype=torch.bool)
         spared[units] = False
-        reset = index[~spared]
+        reset = torch.unique(index[:, ~spared])
         # an entry that other units use as well (one scale for all heads) stays; -1: the norm does not see the unit
-        where = Slice(0, reset[(reset >= 0) & ~torch.isin(reset, index[spared])])
-        writes = [self._owned(n, where, v) for n, v in ((norm.scale, 1.0), (norm.shift, 0.0)) if n]
+        reset = reset[(reset >= 0) & ~torch.isin(reset, index[:, spared])]
+        held = (norm.scale, norm.shift, *norm.running)
+        shape = next((self.parameters if n in self.parameters else self.buffers)[n].shape for n in held if n)
+        where = flat_slice(shape, reset)
+        if where is None:
+            raise TopologyError(NO_SLICE, found=f"shape {tuple(shape)}", where=norm.module)
+        writes = [self._owned(n, where, v) for n, v in ((norm.scale, norm.neutral), (norm.shift, 0.0)) if n]
         for name in norm.running:
             buffer = self.buffers[name]
             writes.append(Write(name, buffer, where.to(buffer.device), RUNNING[name.rpartition(".")[2]]))

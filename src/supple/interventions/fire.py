@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -9,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from supple.errors import InputError
+from supple.errors import AttachError, InputError
 from supple.functional import weight_matrix
 from supple.interventions.base import Handle, Intervention, Optimizers, Schedule, register
 from supple.status import Mechanism
+from supple.topology import trace
 
 
 def polar_factor(matrix: Tensor, scale: float = 1.0) -> Tensor:
@@ -41,7 +43,8 @@ class FIRE(Intervention):
     Args:
         every: "task" (default), a number of steps, or a callable.
         scale: common factor of the isometry; √2 keeps the variance of a ReLU layer. Unverified default.
-        output: whether the last matrix is included; unverified default.
+        output: whether the output layer is included; unverified default. ``inputs`` at attach tell which layer
+            that is; without them it is taken to be the last one of ``model.named_modules()``.
     """
 
     every: Schedule = "task"
@@ -55,7 +58,43 @@ class FIRE(Intervention):
     source: ClassVar[str] = "FIRE, arXiv 2602.08040"
 
     def attach(self, model: nn.Module, optimizer: Optimizers, *, inputs: Any = None) -> FIREHandle:
-        return FIREHandle(self, model, optimizer)
+        return FIREHandle(self, model, optimizer, self._layers(model, inputs))
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale < math.inf:
+            raise InputError(
+                "FIRE scales isometries by a positive number",
+                found=self.scale,
+                where="scale",
+                do="for example 1.0",
+            )
+
+    def _layers(self, model: nn.Module, inputs: Any) -> list[tuple[str, nn.Module]]:
+        """The layers whose matrices are rewritten, by name."""
+        found: list[tuple[str, nn.Module]] = [
+            (name, m)
+            for name, m in model.named_modules()
+            if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and m.weight.requires_grad
+        ]
+        outputs = {found[-1][0]} if found else set()
+        if inputs is not None and not self.output:
+            outputs = {x.module for x in trace(model, inputs).layers.values() if x.output}
+        chosen = [(n, m) for n, m in found if self.output or n not in outputs]
+        if not chosen:
+            raise InputError(
+                "no weight matrix to re-orthogonalise",
+                found=f"{len(found)} Linear or Conv layer(s)",
+                do="pass output=True to include the last one",
+            )
+        for name, module in chosen:
+            if "weight" not in module._parameters:
+                raise AttachError(
+                    "FIRE cannot write this layer's weight",
+                    found="it is recomputed from other parameters (weight_norm, parametrize, prune)",
+                    where=name,
+                    do="remove the parametrisation first",
+                )
+        return chosen
 
 
 class FIREHandle(Handle):
@@ -63,27 +102,17 @@ class FIREHandle(Handle):
 
     intervention: FIRE
 
-    def __init__(self, intervention: FIRE, model: nn.Module, optimizer: Optimizers) -> None:
+    def __init__(
+        self, intervention: FIRE, model: nn.Module, optimizer: Optimizers, layers: list[tuple[str, nn.Module]]
+    ) -> None:
         super().__init__(intervention, model, optimizer)
-        found = [
-            (name, m)
-            for name, m in model.named_modules()
-            if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and m.weight.requires_grad
-        ]
-        self._layers = found if intervention.output else found[:-1]
-        if not self._layers:
-            self.detach()
-            raise InputError(
-                "no weight matrix to re-orthogonalise",
-                found=f"{len(found)} Linear or Conv layer(s)",
-                do="pass output=True to include the last one",
-            )
+        self._layers = layers
 
     def orthogonalise_(self) -> dict[str, float]:
         """Rewrite all matrices now; the relative change of each, by layer. All or nothing."""
         new = []
         for name, module in self._layers:
-            weight = module.weight.detach()
+            weight = module.get_parameter("weight").detach()
             if not torch.isfinite(weight).all():
                 raise InputError("a weight is not finite; nothing was changed", where=name)
             blocks = weight_matrix(weight, groups=getattr(module, "groups", 1))
@@ -93,9 +122,10 @@ class FIREHandle(Handle):
         change = {}
         with torch.no_grad():
             for (name, module), weight in zip(self._layers, new, strict=True):
-                norm = float(module.weight.double().norm())
-                change[name] = float((weight.double() - module.weight.double()).norm()) / max(norm, 1e-300)
-                module.weight.copy_(weight)
+                own = module.get_parameter("weight")
+                norm = float(own.double().norm())
+                change[name] = float((weight.double() - own.double()).norm()) / max(norm, 1e-300)
+                own.copy_(weight)
         return change
 
     def _after_step(self, optimizer: Optimizer) -> None:

@@ -20,13 +20,20 @@ def tensors_of(network: nn.Module) -> dict[str, Tensor]:
 
 def check_follower(model: nn.Module, network: nn.Module, name: str) -> None:
     """Refuse a network that is not a copy of the model in names and shapes, or shares its tensors."""
+    do = "pass the target network, a copy.deepcopy of the model, without a wrapper around it"
+    if not isinstance(network, nn.Module):
+        raise InputError(f"{name}: a network that follows is a module", found=type(network).__name__, do=do)
     own, other = tensors_of(model), tensors_of(network)
     wrong = [n for n, t in own.items() if n not in other or other[n].shape != t.shape]
-    if wrong or any(other[n] is t for n, t in own.items()):
+    shared = [] if wrong else [n for n, t in own.items() if t.numel() and other[n].data_ptr() == t.data_ptr()]
+    if wrong or shared:
         raise InputError(
             f"{name}: a network that follows is a copy of the model",
-            found=f"missing or of another shape: {', '.join(wrong)}" if wrong else "the model's own tensors",
-            do="pass the target network, a copy.deepcopy of the model",
+            found=f"missing or of another shape: {', '.join(wrong)}"
+            if wrong
+            else f"the model's own tensors: {', '.join(shared)}",
+            where=type(network).__name__,
+            do=do,
         )
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from supple.interventions.channels import Site, channel_dim
+from supple.interventions.hooks import OwnHook
 from supple.interventions.sums import absolute_sum
 
 #: the running mean to measure deviations from: (module path, batch mean (C,)) -> (C,)
@@ -89,7 +90,7 @@ class Meter:
                 if self.active and module.training and torch.is_grad_enabled() and args:
                     gauge.add(module, args[0])
 
-            self._removers.append(module.register_forward_pre_hook(read))
+            self._removers.append(module.register_forward_pre_hook(OwnHook(read)))
         return self.gauges[site.module]
 
     def watch_output(self, site: Site, module: nn.Module, **options: Any) -> Gauge:
@@ -101,7 +102,7 @@ class Meter:
                 if self.active and module.training and torch.is_grad_enabled() and isinstance(output, Tensor):
                     gauge.add(module, output)
 
-            self._removers.append(module.register_forward_hook(read))
+            self._removers.append(module.register_forward_hook(OwnHook(read)))
         return self.gauges[site.module]
 
     def watch_output_gradient(self, site: Site, module: nn.Module) -> Gauge:
@@ -120,7 +121,7 @@ class Meter:
                 if self.active and module.training and isinstance(output, Tensor) and output.requires_grad:
                     output.register_hook(functools.partial(add, module))
 
-            self._removers.append(module.register_forward_hook(read))
+            self._removers.append(module.register_forward_hook(OwnHook(read)))
         return self.gauges[site.module]
 
     def _gauge(self, site: Site, options: dict[str, Any]) -> Gauge | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal, TypeAlias
 
 import torch
@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 
 from supple.fresh import Initial, check_initial, rule_for
 from supple.interventions.base import Optimizers, optimizer_list
-from supple.topology.graph import Layer, Topology
+from supple.interventions.slices import NO_SLICE, flat_slice
+from supple.topology.graph import Layer, Norm, Topology
 
 Outgoing: TypeAlias = Literal["zero", "keep"]
 Bias: TypeAlias = Literal["zero", "fresh"]
@@ -20,6 +21,14 @@ Bias: TypeAlias = Literal["zero", "fresh"]
 Initials: TypeAlias = Initial | Mapping[str, Tensor]
 #: what the statistics of a norm return to
 RUNNING = {"running_mean": 0.0, "running_var": 1.0}
+
+
+def by_norm(norms: Iterable[Norm]) -> list[list[Norm]]:
+    """Entries of the same affine vectors together: a norm over channels and positions has several for a unit."""
+    found: dict[tuple[object, ...], list[Norm]] = {}
+    for norm in norms:
+        found.setdefault((norm.scale, norm.shift, norm.running), []).append(norm)
+    return list(found.values())
 
 
 class ResetChecks:
@@ -89,6 +98,9 @@ class ResetChecks:
 
     def _parameters_refusal(self, layer: Layer, outgoing: Outgoing) -> str | None:
         names = [layer.weight, *([layer.bias] if layer.bias else [])]
+        for same in by_norm(layer.norms):
+            if reason := self._entries_refusal(same):
+                return reason
         for norm in layer.norms:
             names += [n for n in (norm.scale, norm.shift) if n]
             for buffer in norm.running:
@@ -103,6 +115,15 @@ class ResetChecks:
                 if consumer is not None and consumer.aliases:
                     return f"its consumer {edge.consumer!r} has a tied weight"
         return next((r for r in map(self._parameter_refusal, names) if r), None)
+
+    def _entries_refusal(self, same: list[Norm]) -> str | None:
+        """Why the entries of single units cannot be written; a vector or a matrix has a slice for all of them."""
+        scale = self.parameters.get(same[0].scale or same[0].shift or "")
+        if scale is None or scale.dim() < 3:
+            return None
+        index = torch.stack([torch.from_numpy(n.index) for n in same])
+        units = (torch.unique(column[column >= 0]) for column in index.T)
+        return NO_SLICE if any(flat_slice(scale.shape, u) is None for u in units) else None
 
     def _parameter_refusal(self, name: str) -> str | None:
         param = self.parameters.get(name)

@@ -26,6 +26,7 @@ from supple.interventions.base import (
 )
 from supple.interventions.engine import ResetEngine
 from supple.interventions.followers import check_follower, mirror_
+from supple.interventions.hooks import OwnHook
 from supple.interventions.matrices import refuse_sharded
 from supple.interventions.meter import Meter
 from supple.interventions.reset_checks import Bias, Initials, Outgoing
@@ -116,7 +117,7 @@ class ResetHandle(Handle):
             if topology is not None:
                 self._build(topology)
             else:
-                self._lazy = self.inner.register_forward_pre_hook(self._first_pass, with_kwargs=True)
+                self._lazy = self.inner.register_forward_pre_hook(OwnHook(self._first_pass), with_kwargs=True)
             undo.pop_all()
 
     # -- what a subclass does -------------------------------------------------------------------
@@ -183,6 +184,7 @@ class ResetHandle(Handle):
                 if not refused
                 else f"{self.intervention.name} cannot reset the layers that were asked for",
                 found="; ".join(f"{n}: {r}" for n, r in reasons.items()) or "no hidden layer",
+                do=_way_out(topology, kinds, reasons),
             )
         if self._waiting is not None:
             self._restore(self._waiting)
@@ -278,7 +280,7 @@ class ResetHandle(Handle):
         """
         for network in networks:
             check_follower(self.inner, network, self.intervention.name)
-        self._followers += networks
+        self._followers += [n for n in dict.fromkeys(networks) if all(n is not f for f in self._followers)]
 
     # -- what a reset did -----------------------------------------------------------------------
     def probe(self, inputs: Any) -> None:
@@ -339,7 +341,7 @@ class ResetHandle(Handle):
         return {
             "owed": sorted(self.owed),
             "meter": self.meter.state(),
-            "own": self._own_state(),
+            "own": None if self.engine is None else self._own_state(),  # None: the network was not seen yet
             "compensation": [compensation.state_of(o, names) for o in self.optimizers],
         }
 
@@ -349,10 +351,15 @@ class ResetHandle(Handle):
             raise InputError(
                 "this state does not fit the handle", found=sorted(unknown) or "another number of optimizers"
             )
+        blank = state["own"] is None
+        if blank and self.engine is not None and self.step:
+            raise InputError("this state is of a handle that had seen nothing", do="attach anew instead")
         names = self._names()
         for optimizer, ages in zip(self.optimizers, state["compensation"], strict=True):
             compensation.load_state(optimizer, names, ages)
-        if self.engine is None:
+        if blank:
+            self._waiting = None
+        elif self.engine is None:
             self._waiting = state
         else:
             self._restore(state)
@@ -384,6 +391,16 @@ def _unwanted(topology: Topology, layer: Layer, kinds: tuple[str, ...]) -> str |
         return f"its units are re-born with their heads, as {heads}"
     inner = layer.stream is None and not layer.members
     return "units of this kind were not asked for" if inner and "inner" not in kinds else None
+
+
+def _way_out(topology: Topology, kinds: tuple[str, ...], reasons: Mapping[str, str]) -> str:
+    """What to do where nothing can be reset, after the reasons."""
+    if any("initialiser" in r or "overrides reset_parameters" in r for r in reasons.values()):
+        return "pass initial=: the model's initial state_dict(), a law by name or a callable"
+    if "heads" in kinds and not any(layer.members for layer in topology.layers.values()):
+        why = "; ".join(f"{h.name}: {h.reason}" for h in topology.heads if h.reason)
+        return f"ask for other units than heads: {why or 'no attention with weights of its own was seen'}"
+    return "supple.coverage(model, inputs) lists what was seen; choose other layers= or units="
 
 
 def _refuse_compiled(model: nn.Module) -> None:

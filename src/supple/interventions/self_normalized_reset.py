@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from supple.errors import InputError
-from supple.interventions.base import Optimizers, Schedule, check_schedule, register
+from supple.interventions.base import Optimizers, Schedule, register
 from supple.interventions.channels import Site, preactivation_site
 from supple.interventions.gap_sketch import GapSketch
 from supple.interventions.reset_checks import Initials
@@ -72,7 +72,6 @@ class SelfNormalizedReset(UnitReset):
         self._check(threshold=(1, far), tasks=(1, far), expansion=(1.0, far), longest=(1, far))
         if not 0.0 < self.rejection < 1.0:
             raise InputError("rejection must lie in (0, 1)", found=self.rejection, where=self.name)
-        check_schedule(self.update)
 
     def attach(
         self, model: nn.Module, optimizer: Optimizers, *, inputs: Any = None, topology: Topology | None = None

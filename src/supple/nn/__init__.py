@@ -5,6 +5,7 @@ into an existing network with widths kept consistent, or refuses with the module
 from supple.nn.convert import convert_
 from supple.nn.forgetting import ForgettingAttention, ForgettingCache
 from supple.nn.insert import Insertion, insert_norms_
+from supple.nn.lora import LoRAAdapter, lora_
 from supple.nn.pairs import CReLU, DeepFourier, init_pairs_
 from supple.nn.svf import SVFAdapter, svf_
 from supple.nn.widths import Conversion
@@ -16,9 +17,11 @@ __all__ = [
     "ForgettingAttention",
     "ForgettingCache",
     "Insertion",
+    "LoRAAdapter",
     "SVFAdapter",
     "convert_",
     "init_pairs_",
     "insert_norms_",
+    "lora_",
     "svf_",
 ]

@@ -6,7 +6,7 @@ Shape letters: O outputs, I inputs, r = min(O, I) components.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from supple.errors import AttachError, InputError, StoreError
+from supple.nn.targets import Targets, choose_linears
 
-Targets = Iterable[str] | Callable[[nn.Module, str], bool]
 FORMAT = "supple-svf-1"
 
 
@@ -179,42 +179,9 @@ def svf_(model: nn.Module, targets: Targets | None = None, form: str = "plain") 
     >>> sum(p.numel() for p in adapter.parameters())  # Σ min(m, n)
     6
     """
-    chosen = _choose(model, targets)
+    chosen = choose_linears(model, targets)
     adapter = SVFAdapter(chosen, form)
     adapter._frozen = [(p, p.requires_grad) for p in model.parameters()]
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return adapter
-
-
-def _choose(model: nn.Module, targets: Targets | None) -> dict[str, nn.Linear]:
-    names = None if targets is None or callable(targets) else tuple(targets)
-    uses: dict[int, int] = {}
-    for _, parameter in model.named_parameters(remove_duplicate=False):
-        uses[id(parameter)] = uses.get(id(parameter), 0) + 1
-    chosen: dict[str, nn.Linear] = {}
-    for name, module in model.named_modules():
-        if names is not None:
-            wanted = any(name == n or name.endswith("." + n) for n in names)
-        elif callable(targets):
-            wanted = bool(targets(module, name))
-        else:
-            wanted = type(module) is nn.Linear and uses[id(module.weight)] == 1
-        if wanted:
-            chosen[name] = _check(module, name, uses)
-    if not chosen:
-        raise InputError("no layer matches the targets", found=names or targets, do="name nn.Linear layers")
-    return chosen
-
-
-def _check(module: nn.Module, name: str, uses: dict[int, int]) -> nn.Linear:
-    """Refuse what cannot be adapted exactly."""
-    if not isinstance(module, nn.Linear) or hasattr(module, "parametrizations"):
-        raise InputError("only a plain nn.Linear can be adapted", found=type(module).__name__, where=name)
-    if uses.get(id(module.weight), 1) > 1:
-        raise InputError(
-            "the weight is shared with another layer", where=name, do="leave it out of the targets"
-        )
-    if not module.weight.is_floating_point() or not torch.isfinite(module.weight).all():
-        raise InputError("the weight is not finite floating point", found=module.weight.dtype, where=name)
-    return module

@@ -201,6 +201,7 @@ def _norms(tracer: Tracer, parts: Parts) -> dict[tuple[int, str], list[Norm]]:
                         running=event.running,
                         before_activation=None in path.acts,
                         shared=not bool(found.alone[chosen].all()),
+                        neutral=event.neutral,
                     )
                     if not any(_same_norm(norm, other) for other in out[index, part]):
                         out[index, part].append(norm)

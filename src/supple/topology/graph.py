@@ -24,6 +24,7 @@ class Norm:
     running: tuple[str, ...] = ()  # qualified buffer names indexed the same way (BatchNorm statistics)
     before_activation: bool = True
     shared: bool = False  # the entry normalises a sum of several layers' units (a residual stream)
+    neutral: float = 1.0  # the entry of ``scale`` that leaves a unit as it is: 0 where the model adds 1 to it
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,10 @@ def with_heads(topology: Topology) -> Topology:
             continue
         members = [topology.layers[name] for name in heads.members]
         layers[heads.name] = _layer(heads, members)
-        edges += [_edge(heads, edge) for edge in topology.consumers(heads.members[2])]
+        for name, units in zip(
+            heads.members, heads.units, strict=True
+        ):  # queries and keys that are read elsewhere, too
+            edges += [_edge(heads, units, edge) for edge in topology.consumers(name)]
         refusals += [replace(r, layer=heads.name) for r in topology.refusals if r.layer in heads.members]
         refusals += _uncovered(heads, members)
     return replace(topology, layers=layers, edges=tuple(edges), refusals=tuple(refusals))
@@ -137,14 +140,12 @@ def _layer(heads: Heads, members: list[Layer]) -> Layer:
     )
 
 
-def _edge(heads: Heads, edge: Edge) -> Edge:
-    """The columns that read a value channel, gathered by head."""
+def _edge(heads: Heads, units: IntArray, edge: Edge) -> Edge:
+    """The columns that read these (H, m) units of a member, gathered by head."""
     width = edge.columns.shape[1]
     by_unit: dict[int, IntArray] = dict(zip(edge.units.tolist(), edge.columns, strict=True))
     nothing = np.full(width, -1, np.int64)
-    columns = np.stack(
-        [np.concatenate([by_unit.get(u, nothing) for u in row]) for row in heads.units[2].tolist()]
-    )
+    columns = np.stack([np.concatenate([by_unit.get(u, nothing) for u in row]) for row in units.tolist()])
     rows = None if edge.rows is None else edge.rows[:1].repeat(len(heads), axis=0)
     return replace(edge, producer=heads.name, units=np.arange(len(heads)), columns=columns, rows=rows)
 

@@ -117,6 +117,26 @@ class Parameters:
         found = self.find(np.array([low, high], np.int64))
         return found[0] if len(found) == 1 else None
 
+    def neutral(self, ids: Tensor, values: Tensor, index: int) -> float | None:
+        """What a scale must hold to leave a channel as it is: 0 where the model adds 1 to it (as Gemma does).
+
+        ``values`` is what the channels met, ``ids`` the elements behind it; None where the two go together in
+        a way that is not a sum with 1 or a multiple.
+        """
+        own = self.items[index].tensor.detach().reshape(-1)
+        own = own[torch.from_numpy(self.items[index].flat(ids.reshape(-1).numpy())).to(own.device)]
+        seen = values.detach().reshape(-1)
+        eps = max(
+            torch.finfo(t).eps for t in (own.dtype, seen.dtype, torch.float32)
+        )  # of what was computed between
+        own, seen = own.double(), seen.double()
+        near = 4 * eps * (1 + own.abs())
+        for added in (0.0, 1.0):
+            if bool(((seen - own - added).abs() <= near).all()):
+                return 1.0 - added
+        factor = seen[0] / own[0]
+        return 1.0 if bool(((seen - factor * own).abs() <= near * factor.abs()).all()) else None
+
     def axes(self, ids: Tensor, index: int) -> list[tuple[int, ...]]:
         """For each axis of ``ids``, the parameter's dimensions whose coordinate varies along it."""
         parameter = self.items[index]

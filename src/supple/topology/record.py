@@ -80,6 +80,7 @@ class Affine:
     places: IntArray
     ids: IntArray
     paths: Paths
+    neutral: float = 1.0  # see `Parameters.neutral`
 
 
 @dataclass

@@ -69,6 +69,7 @@ def _by_entry(ids: Tensor, trailing: int) -> tuple[IntArray, IntArray]:
 def _record(tr: Tracer, op: Operation, places: IntArray, found: IntArray, paths: Paths) -> None:
     real = found >= FIRST
     names: dict[str, str | None] = {"weight": None, "bias": None}
+    neutral = 1.0
     index = places
     for which, role in (("weight", "scale"), ("bias", "shift")):
         tensor = op[which]
@@ -88,12 +89,25 @@ def _record(tr: Tracer, op: Operation, places: IntArray, found: IntArray, paths:
         item = tr.parameters.items[parameter]
         names[which] = item.name
         index = item.flat(elements.numpy())[places]
+        if role == "scale":
+            neutral = neutral_scale(tr, op, tensor, parameter, found[real])
     running = tuple(n for n in (_buffer(tr, op["running_mean"]), _buffer(tr, op["running_var"])) if n)
     if running and names["weight"] is None:
         index = places
     tr.record.affine.append(
-        Affine(tr.place, names["weight"], names["bias"], running, index[real], found[real], paths)
+        Affine(tr.place, names["weight"], names["bias"], running, index[real], found[real], paths, neutral)
     )
+
+
+def neutral_scale(tr: Tracer, op: Operation, scale: Tensor, parameter: int, met: IntArray) -> float:
+    """What the parameter behind a scale must hold for 1; the units that it met are refused where none can say."""
+    neutral = tr.parameters.neutral(tr.known(scale), scale, parameter)
+    if neutral is None:
+        reason = (
+            f"a scale is computed from {tr.parameters.items[parameter].name}, whose fresh value is unknown"
+        )
+        tr.record.suspect(tr.place, reason, op.name, tr.table.sources_of(np.unique(met).tolist()))
+    return 1.0 if neutral is None else neutral
 
 
 def _buffer(tr: Tracer, tensor: Any) -> str | None:

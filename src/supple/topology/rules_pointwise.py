@@ -9,6 +9,7 @@ from torch import Tensor
 from supple.topology.ids import FIRST, LEFT, LOST, RIGHT, Kind, squeeze_repeats
 from supple.topology.parameters import Parameter
 from supple.topology.record import Affine, flat_unique
+from supple.topology.rules_norm import neutral_scale
 from supple.topology.shadow import Path, Paths, merge_paths
 from supple.topology.tracer import RULES, Operation, Tracer, rule
 
@@ -234,7 +235,7 @@ def _bare(
     scale = op.name in ("mul", "div") and long == 1
     if scale or (op.name in ("add", "sub") and parameter.tensor.dim() == 1):
         for feature in known:
-            _affine(tr, parameter.name, elements, feature, shape, scale)
+            _affine(tr, op, weight, elements, feature, scale)
         parameter.roles.add("scale" if scale else "shift")
         return None
     if _all_of(tr, known, Kind.SCORE):
@@ -263,7 +264,10 @@ def _channel_axis(ids: Tensor) -> int | None:
     return varying[0] if len(varying) == 1 else None
 
 
-def _affine(tr: Tracer, name: str, elements: Tensor, feature: Tensor, shape: torch.Size, scale: bool) -> None:
+def _affine(
+    tr: Tracer, op: Operation, weight: Tensor, elements: Tensor, feature: Tensor, scale: bool
+) -> None:
+    shape = (op.written or op.outputs)[0].shape
     ids, elements = torch.broadcast_tensors(_expand(tr.ids(feature), shape), elements)
     pairs = np.unique(np.stack([ids.reshape(-1).numpy(), elements.reshape(-1).numpy()]), axis=1)
     pairs = pairs[:, pairs[0] >= FIRST]
@@ -277,9 +281,9 @@ def _affine(tr: Tracer, name: str, elements: Tensor, feature: Tensor, shape: tor
         parameter.roles.add("bias")
         return
     module, _ = parameter.owner(tuple(tr.stack))
-    tr.record.affine.append(
-        Affine(module, name if scale else None, None if scale else name, (), places, pairs[0], paths)
-    )
+    names = (parameter.name, None) if scale else (None, parameter.name)
+    neutral = neutral_scale(tr, op, weight, index, pairs[0]) if scale else 1.0
+    tr.record.affine.append(Affine(module, *names, (), places, pairs[0], paths, neutral))
 
 
 def _is_bias(tr: Tracer, parameter: Parameter, ids: np.ndarray, places: np.ndarray, paths: Paths) -> bool:

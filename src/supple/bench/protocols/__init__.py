@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from supple.bench.protocols.agents import AgentProtocol
 from supple.bench.protocols.base import Protocol
 from supple.bench.protocols.bit_flip import SlowRegression
 from supple.bench.protocols.class_incremental import ClassIncremental, FivePlusOne
@@ -18,6 +19,7 @@ from supple.bench.protocols.digits_permuted import DigitsPermuted
 from supple.bench.protocols.digits_random_labels import DigitsRandomLabels
 from supple.bench.protocols.image_domains import ImageDomains
 from supple.bench.protocols.labels import AbruptShift, GradualShift, LabelFlipping, NoisyLabels
+from supple.bench.protocols.minatar import MinatarChain
 from supple.bench.protocols.permuted_images import (
     PermutedCifar10,
     PermutedCifar100,
@@ -59,6 +61,7 @@ _ALL: tuple[type[Protocol], ...] = (
     CartPoleOffsets,
     AcrobotOffsets,
     MountainCarOffsets,
+    MinatarChain,
 )
 PROTOCOLS: dict[str, type[Protocol]] = {p.name: p for p in _ALL}
 
@@ -76,12 +79,14 @@ def create(name: str, preset: str = "demo", **overrides: Any) -> Protocol:
 
 __all__ = [
     "PROTOCOLS",
+    "AgentProtocol",
     "ClassSequence",
     "ClassSequenceResNet",
     "Control",
     "DigitsPermuted",
     "DigitsRandomLabels",
     "ImageDomains",
+    "MinatarChain",
     "Protocol",
     "create",
 ]

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from statistics import fmean
+from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from supple.agents import PPOConfig, losses
-from supple.bench.protocols.base import Protocol, sourced
+from supple.agents import PPO, Iteration, PPOConfig, losses
+from supple.bench.protocols.agents import AgentProtocol, Taught, last
+from supple.bench.protocols.base import sourced
 from supple.errors import InputError
 from supple.streams.rl import ObservationOffset, VectorAcrobot, VectorCartPole, VectorEnv, VectorMountainCar
 
-if TYPE_CHECKING:
-    from supple.bench.agent import AgentLearner, AgentTasks
-    from supple.bench.spec import RunSpec
-
 TANG = "Tang et al., ICML 2025, arXiv 2506.00592, Gym control: settings of the authors' code"
 SMALL = "own feasibility study (3 seeds): the budget at which the loss shows within half a minute a run"
-HERE = "chosen here"
 #: the published form; environments are stepped one by one there, 16 side by side here
 PAPER = {"iterations": 200, "batch": 32, "hidden": (256, 256, 256), "lr": 1e-3, "copies": 1, "tasks": 10}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Control(Protocol):
+class Control(AgentProtocol):
     """An agent (PPO with separate networks for policy and values) in one environment, whose observations are moved
     by another constant vector ~ N(0, scale²) in every task; the first task has none.
 
@@ -35,9 +32,6 @@ class Control(Protocol):
 
     environments: ClassVar[type[VectorEnv]]
     activation: ClassVar[str] = "leaky_relu"
-    metric: ClassVar[str] = "return"
-    even_tasks: ClassVar[bool] = False
-    supervised: ClassVar[bool] = False
 
     network: str = sourced("actor_critic", f"{TANG}: separate networks, LeakyReLU 0.1")
     tasks: int = sourced(8, SMALL)
@@ -74,11 +68,8 @@ class Control(Protocol):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("iterations", "steps_per_iteration", "copies", "limit"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1", found=getattr(self, name), where=self.name)
-        if self.iid:
-            raise InputError("an agent makes its own data: there is no i.i.d. control", where=self.name)
+        if self.limit < 1:
+            raise InputError("limit must be at least 1", found=self.limit, where=self.name)
         if self.steps_per_iteration % self.copies or self.steps_per_iteration < self.batch:
             raise InputError(
                 "steps_per_iteration must be a multiple of copies, and at least one batch",
@@ -91,11 +82,6 @@ class Control(Protocol):
                 found=f"{self.samples // self.copies} steps, episodes of up to {self.limit}",
                 where=self.name,
             )
-
-    @property
-    def samples(self) -> int:
-        """Environment steps of a task."""
-        return self.iterations * self.steps_per_iteration
 
     @property
     def updates(self) -> int:
@@ -116,15 +102,26 @@ class Control(Protocol):
             reward_scale=self.reward_scale,
         )  # fmt: skip
 
-    def learner(self, spec: RunSpec) -> AgentLearner:
-        from supple.bench.agent import AgentLearner
+    def agent(self, env: Any, model: nn.Module, optimizer: Any, before: PPO | None = None) -> PPO:
+        """PPO as published; it takes nothing over from an earlier agent."""
+        return PPO(env, self.settings_of_agent(), net=model, optimizer=optimizer)
 
-        return AgentLearner(spec)
+    def seen(self, agent: PPO) -> tuple[Tensor, Tensor]:
+        """The last rollout."""
+        assert agent.rollout is not None  # there was an iteration
+        return agent.rollout.observations, agent.rollout.columns
 
-    def sequence(self, seed: int) -> AgentTasks:  # type: ignore[override]
-        from supple.bench.agent import AgentTasks
+    def told(self, found: Sequence[Iteration]) -> tuple[float, dict[str, float]]:
+        """Mean loss; what the policy is at the end of the task: mean entropy and largest logit."""
+        end = last(found)
+        return fmean(i.policy_loss + self.value * i.value_loss for i in found), {
+            "policy_entropy": fmean(i.entropy for i in end),
+            "policy_max_logit": fmean(i.max_logit for i in end),
+            "value_loss": fmean(i.value_loss for i in end),
+        }
 
-        return AgentTasks(self, seed)
+    def taught(self) -> Mapping[str, Taught]:
+        return {"policy": Taught("policy", classes=self.outputs, unlearn=True), "value": Taught("value")}
 
     def loss(self, outputs: Any, targets: Tensor) -> Tensor:
         """The loss of the agent on outputs (logits, values) and the columns of a rollout."""

@@ -1,8 +1,8 @@
-"""Does a language model grow stiff over rounds of fine-tuning? A small GPT on one language after another, with
-remedies, beside fresh models and models restarted from round 0.
+"""Does a language model grow stiff over rounds of fine-tuning? A small GPT on one language after another, or
+between languages to be told apart, with remedies, beside fresh models and models restarted from round 0.
 """
 
 from supple.bench.rounds.read import answer
-from supple.bench.rounds.run import ARMS, LENGTHS, RECORDS, run_rounds
+from supple.bench.rounds.run import ARMS, KINDS, LENGTHS, RECORDS, folder_of, run_rounds
 
-__all__ = ["ARMS", "LENGTHS", "RECORDS", "answer", "run_rounds"]
+__all__ = ["ARMS", "KINDS", "LENGTHS", "RECORDS", "answer", "folder_of", "run_rounds"]

@@ -1,4 +1,4 @@
-"""What the rounds say: end loss against fresh models, steps to a fixed loss, memory, ranks, dead units."""
+"""What the rounds say: end loss against fresh models, steps to a fixed loss, memory, ranks, units, kernel, churn."""
 
 from __future__ import annotations
 
@@ -9,68 +9,114 @@ from statistics import fmean
 from typing import Any
 
 from supple.bench.lab.run import lines
-from supple.bench.rounds.run import BLOCK, END, RECORDS
+from supple.bench.rounds.measure import BLOCK, SHARES
+from supple.bench.rounds.run import RECORDS
 from supple.bench.statistics import Estimate, Paired, mean, paired
+from supple.diagnose.types import number, plain
 from supple.errors import InputError
 
 Record = Mapping[str, Any]
+END = 2  # blocks at the end of a round that are its end loss
 #: the fresh arm that an arm is held against
-REFERENCE = {"forgetting": "forgetting_fresh"}
-PARTS = ("q", "k", "v", "o", "up", "down")
+REFERENCE = {"forgetting": "forgetting_fresh", "forgetting_fresh": "forgetting_fresh"}
+PARTS = ("q", "k", "v", "o", "gate", "up", "down")
+#: what is read off the fixed probe after every round; records from before it was measured have none
+PROBE = ("dead", "dormant", "cloned", "ntk_rank99", "ntk_effective_rank", "churn", "churn_relative")
 
 
 def end_losses(record: Record) -> list[float]:
     """Mean loss of the last blocks of each round; NaN of a round that broke."""
-    return [fmean(b) if None not in (b := r["blocks"][-END:]) else math.nan for r in record["rounds"]]
+    return [fmean(number(b) for b in r["blocks"][-END:]) for r in record["rounds"]]
 
 
 def steps_to(record: Record, targets: Sequence[float]) -> list[float]:
     """Steps of each round until a block's loss is at or under the target; NaN where that does not come."""
     found = []
     for row, target in zip(record["rounds"], targets, strict=False):
-        at = next((i for i, b in enumerate(row["blocks"]) if b is not None and b <= target), None)
+        at = next((i for i, b in enumerate(row["blocks"]) if number(b) <= target), None)
         found.append(math.nan if at is None else float((at + 1) * BLOCK))
     return found
+
+
+def steps_to_share(record: Record, share: float) -> list[float]:
+    """Steps of each round to a share of the entropy of single tokens; NaN where that does not come, or was not kept."""
+    return [number(r.get("steps_to", {}).get(f"{share:g}")) for r in record["rounds"]]
 
 
 def third(values: Sequence[float], last: bool) -> float:
     """Mean of the first or last third of the rounds after the first one, in which all models are new."""
     rest = list(values[1:])
+    if not rest:
+        return math.nan
     size = max(1, len(rest) // 3)
     return fmean(rest[-size:] if last else rest[:size])
 
 
+def refused(records: Sequence[Record]) -> dict[str, str]:
+    """Arm -> why the network could not be given it."""
+    return {r["arm"]: r["refused"] for r in records if "refused" in r}
+
+
 def table(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
-    """Arm -> figures over seeds: gap to fresh early and late, its change, steps, memory, ranks, units."""
+    """Arm -> figures over seeds: gap to fresh early and late, its change, steps, memory, ranks, probe."""
     by_arm: dict[str, dict[int, Record]] = {}
     for r in records:
-        by_arm.setdefault(r["arm"], {})[r["seed"]] = r
-    out: dict[str, dict[str, Any]] = {}
-    for arm, runs in by_arm.items():
-        fresh = by_arm.get(REFERENCE.get(arm, "fresh"), {})
-        seeds = [s for s in runs if s in fresh]
-        if not seeds:
-            raise InputError("an arm has no fresh models to be held against", found=arm)
-        gaps = {s: _minus(end_losses(runs[s]), end_losses(fresh[s])) for s in seeds}
-        early, late = ([third(gaps[s], end) for s in seeds] for end in (False, True))
-        steps = [steps_to(runs[s], end_losses(fresh[s])) for s in seeds]
-        out[arm] = {
-            "end loss, last third": _mean([third(end_losses(runs[s]), True) for s in seeds]),
-            "minus fresh, first third": _mean(early),
-            "minus fresh, last third": _mean(late),
-            "change": _paired(late, early),
-            "rounds at fresh's loss": fmean(fmean(math.isfinite(v) for v in found[1:]) for found in steps),
-            "loss on the first language": [
-                fmean(runs[s]["rounds"][i]["first_language"] for s in seeds) for i in (0, -1)
-            ],
-            "ranks": {
-                p: [fmean(runs[s]["rounds"][i]["ranks"][p] for s in seeds) for i in (0, -1)]
-                for p in PARTS
-                if p in runs[seeds[0]]["rounds"][0]["ranks"]
-            },
-            "seeds": len(seeds),
+        if r["rounds"]:
+            by_arm.setdefault(r["arm"], {})[r["seed"]] = r
+    return {arm: _row(arm, runs, by_arm.get(REFERENCE.get(arm, "fresh"), {})) for arm, runs in by_arm.items()}
+
+
+def _row(arm: str, runs: Mapping[int, Record], fresh: Mapping[int, Record]) -> dict[str, Any]:
+    seeds = [s for s in runs if s in fresh]
+    if not seeds:
+        raise InputError("an arm has no fresh models to be held against", found=arm)
+    mine, targets = [runs[s] for s in seeds], [end_losses(fresh[s]) for s in seeds]
+    gaps = [_minus(end_losses(r), t) for r, t in zip(mine, targets, strict=True)]
+    early, late = ([third(g, end) for g in gaps] for end in (False, True))
+    steps = [steps_to(r, t) for r, t in zip(mine, targets, strict=True)]
+    row = {
+        "end loss, last third": _mean([third(end_losses(r), True) for r in mine]),
+        "minus fresh, first third": _mean(early),
+        "minus fresh, last third": _mean(late),
+        "change": _paired(late, early),
+        "rounds at fresh's loss": fmean(fmean(math.isfinite(v) for v in s[1:] or s) for s in steps),
+        "steps to fresh's loss": _thirds(mine, steps),
+        "loss on the first language": _ends(mine, lambda r: r["first_language"]),
+        "ranks": {p: _ends(mine, lambda r, p=p: _ranks(r).get(p)) for p in PARTS if p in _ranks(mine[0]["rounds"][0])},
+        "seeds": len(seeds),
+    }  # fmt: skip
+    if "accuracy" in mine[0]["rounds"][0]:
+        accuracy = [[x["accuracy"] for x in r["rounds"]] for r in mine]
+        row["accuracy"] = [fmean(third(a, end) for a in accuracy) for end in (False, True)]
+    kept = [r for r in mine if "steps_to" in r["rounds"][0]]
+    if kept:
+        row["steps to a share"] = {
+            f"{s:g}": {
+                **_thirds(kept, found := [steps_to_share(r, s) for r in kept]),
+                "rounds that reach it": fmean(math.isfinite(v) for f in found for v in f[1:] or f),
+            }
+            for s in SHARES
         }
-    return out
+        row["probe"] = {p: _ends(kept, lambda r, p=p: r["probe"].get(p)) for p in PROBE}
+    return row
+
+
+def _ranks(row: Mapping[str, Any]) -> Mapping[str, float]:
+    """Of the weights as they compute: those of an adapter that is not merged are kept under a name of their own."""
+    return row.get("ranks_adapted", row["ranks"])
+
+
+def _ends(records: Sequence[Record], of: Any) -> list[float]:
+    """[round 0, last round], means over the records."""
+    return [fmean(number(of(r["rounds"][i])) for r in records) for i in (0, -1)]
+
+
+def _thirds(records: Sequence[Record], steps: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Steps in the first and last third of the rounds; what was not reached counts as the whole round."""
+    full = [r.get("steps", len(r["rounds"][0]["blocks"]) * BLOCK) for r in records]
+    counted = [[f if math.isnan(v) else v for v in s] for f, s in zip(full, steps, strict=True)]
+    early, late = ([third(c, end) for c in counted] for end in (False, True))
+    return {"first third": _mean(early), "last third": _mean(late), "change": _paired(late, early)}
 
 
 def _minus(a: Sequence[float], b: Sequence[float]) -> list[float]:
@@ -85,55 +131,25 @@ def _paired(a: Sequence[float], b: Sequence[float]) -> Paired | None:
     return paired(a, b) if all(map(math.isfinite, (*a, *b))) else None
 
 
-def verdict(found: Mapping[str, Any]) -> str:
-    """One sentence: does the plain model lose plasticity at this scale?"""
-    change = found["full"]["change"]
-    late = found["full"]["minus fresh, last third"]
-    if change is None or late is None:
-        return "The plain model broke down: a loss is not finite."
-    gap, moved = late, change.difference
-    sign = "worse" if gap.value > 0 else "better"
-    text = f"In the last third of the rounds full fine-tuning ends {abs(gap.value):.3f} nats {sign} than fresh models"
-    if math.isnan(moved.lo):
-        return text + "; one seed gives no interval."
-    if moved.lo > 0:
-        return f"{text}, and its head start shrinks ({moved.value:+.3f} [{moved.lo:+.3f}, {moved.hi:+.3f}])."
-    return f"{text}; no clear change against the first third ({moved.value:+.3f} [{moved.lo:+.3f}, {moved.hi:+.3f}])."
+def answer(folder: Path, name: str = RECORDS) -> tuple[str, dict[str, Any]]:
+    """(text, plain types) of a folder of records, in the file of that name."""
+    from supple.bench.rounds.words import render, verdict
 
-
-def render(records: Sequence[Record]) -> str:
-    """Markdown: the sentence and two tables."""
-    found = table(records)
-    text = [verdict(found), ""] if "full" in found else []
-    heads = (
-        "arm", "end loss, last third", "minus fresh, first third", "minus fresh, last third", "change",
-        "rounds at fresh's loss", "first language",
-    )  # fmt: skip
-    text += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for arm, row in found.items():
-        change = None if row["change"] is None else row["change"].difference
-        cells = [_cell(row[heads[1]], ""), *(_cell(row[h]) for h in heads[2:4])]
-        memory = " → ".join(f"{v:.2f}" for v in row["loss on the first language"])
-        cells += [_cell(change), format(row["rounds at fresh's loss"], ".0%"), memory]
-        text.append("| " + " | ".join([arm, *cells]) + " |")
-    text += ["", "Effective rank over the number of directions, round 0 → last:", ""]
-    text += ["| arm | " + " | ".join(PARTS) + " |", "|" + "---|" * (len(PARTS) + 1)]
-    for arm, row in found.items():
-        cells = [" → ".join(f"{v:.2f}" for v in row["ranks"].get(p, ())) or "–" for p in PARTS]
-        text.append("| " + " | ".join([arm, *cells]) + " |")
-    return "\n".join(text)
-
-
-def _cell(e: Estimate | None, sign: str = "+") -> str:
-    if e is None:
-        return "not finite"
-    form = f"{sign}.3f"
-    return format(e.value, form) + ("" if e.samples < 2 else f" [{e.lo:{form}}, {e.hi:{form}}]")
-
-
-def answer(folder: Path) -> tuple[str, dict[str, Any]]:
-    """(text, plain types) of a folder of records."""
-    records = lines(folder / RECORDS)
+    records = lines(folder / name)
     if not records:
         raise InputError("there are no records here", where=str(folder))
-    return render(records), {"records": records}
+    found = table(records)
+    figures = {arm: _plain(row) for arm, row in found.items()}
+    said = verdict(found, records) if "full" in found else None
+    return render(records), {
+        "verdict": said, "table": figures, "refused": refused(records), "records": records,
+    }  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    """Estimates as mappings; the rest as `plain` has it."""
+    if isinstance(value, Estimate | Paired):
+        return {k: _plain(v) for k, v in vars(value).items()}
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return plain(value)

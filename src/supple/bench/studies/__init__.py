@@ -10,6 +10,7 @@ from supple.bench.spec import RunSpec
 from supple.bench.studies.grama_vs_dormant import GramaVsDormant
 from supple.bench.studies.predicts import Predicts
 from supple.bench.studies.rl_gym import RlGym
+from supple.bench.studies.rl_minatar import RlMinatar
 
 
 class Study(Protocol):
@@ -30,6 +31,8 @@ class Study(Protocol):
         ...
 
 
-STUDIES: dict[str, type[Study]] = {study.name: study for study in (GramaVsDormant, Predicts, RlGym)}
+STUDIES: dict[str, type[Study]] = {
+    study.name: study for study in (GramaVsDormant, Predicts, RlGym, RlMinatar)
+}
 
-__all__ = ["STUDIES", "GramaVsDormant", "Predicts", "RlGym", "Study"]
+__all__ = ["STUDIES", "GramaVsDormant", "Predicts", "RlGym", "RlMinatar", "Study"]
