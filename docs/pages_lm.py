@@ -21,7 +21,7 @@ HEAD = (
 
 def rounds() -> dict[str, str]:
     """The page, from its committed records."""
-    from supple.bench.rounds.read import render
+    from supple.bench.rounds.words import render
 
     path = ROOT / "results/lm-rounds/records.json"
     if not path.exists():
