@@ -184,7 +184,7 @@ def test_the_study_reads_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             assert high.share.value == pytest.approx(1.0)
         else:
             assert mid.share is None
-        assert set(mid.health) == set(rl_gym.HEALTH)
+        assert set(mid.health) == set(RlGym.health)
         assert mid.health["policy entropy"] is not None
         assert 0 <= mid.health["dormant"] <= 1
     assert "cartpole-offsets" in str(answer)
