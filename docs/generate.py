@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from pathlib import Path
 from typing import Any
 
 from page import ROOT
