@@ -15,7 +15,7 @@ from pages_claims import claims
 from pages_lab import lab, matrix
 from pages_lm import rounds
 from pages_registry import instruments, interventions
-from pages_results import results
+from pages_results import results, results_index
 from pages_studies import studies
 
 #: each source of generated pages; add one function here for a new kind of page
@@ -35,6 +35,8 @@ def main(arguments: list[str]) -> int:
     pages: dict[str, str] = {}
     for source in SOURCES:
         pages.update(source())
+    names = sorted(Path(n).stem for n in pages if n.startswith("results/"))
+    pages["results/README.md"] = results_index(names)
     stale = [n for n, text in pages.items() if not _same(ROOT / "docs" / n, text)]
     if "--check" in arguments:
         print(

@@ -41,7 +41,7 @@ def results_page(name: str, files: list[Path]) -> str:
 
 
 def results_index(names: list[str]) -> str:
-    """The list of results pages."""
+    """The list of results pages, of all kinds."""
     lines = [NOTICE, "", "# Results", "", "Every figure here was measured by the command beside it.", ""]
     return "\n".join([*lines, *(f"* [{n}]({n}.md)" for n in names), ""])
 
@@ -56,6 +56,4 @@ def results() -> dict[str, str]:
     """Path below docs/ -> content, for every protocol with committed results."""
     folders = {p.name: tables(p) for p in sorted((ROOT / "results").iterdir()) if p.is_dir()}
     folders = {name: files for name, files in folders.items() if files}
-    others = [p.stem for p in (ROOT / "docs/results").glob("*.md") if p.stem not in {*folders, "README"}]
-    made = {f"results/{name}.md": results_page(name, files) for name, files in folders.items()}
-    return {**made, "results/README.md": results_index(sorted([*folders, *others]))}
+    return {f"results/{name}.md": results_page(name, files) for name, files in folders.items()}
