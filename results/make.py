@@ -40,6 +40,7 @@ PLAN = (
     ("permuted-mnist", "small", METHODS, 5),
     ("label-flipping-mnist", "small", METHODS, 5),
     ("random-label-mnist", "small", METHODS, 5),
+    ("label-noise-mnist", "small", METHODS, 5),
 )
 
 
