@@ -2,9 +2,9 @@
 
 The reference code is not part of this project. Fetch it yourself and say where it is; what is not given is left out:
 
-    git clone https://github.com/shibhansh/loss-of-plasticity /tmp/lop    # continual backprop (Dohare et al. 2024)
+    git clone https://github.com/shibhansh/loss-of-plasticity    # continual backprop (Dohare et al. 2024)
     pip install --no-deps trac-optimizer                                  # TRAC (Muppidi et al. 2024)
-    PYTHONPATH=src python benchmarks/against_reference.py --cbp /tmp/lop --trac
+    PYTHONPATH=src python benchmarks/against_reference.py --cbp loss-of-plasticity --trac
 
 Arms take turns, a few steps each, in one process of one thread; a ratio is that of the medians of CPU time. For TRAC
 the distance of the weights after the same steps is printed too, beside how far they moved at all.

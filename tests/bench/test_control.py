@@ -22,7 +22,7 @@ from supple.errors import InputError
 from supple.models import MLP
 from supple.store import load
 
-from .tiny import interrupt, weigh
+from .tiny import twice
 
 SHORT = {
     "tasks": 3, "iterations": 2, "steps_per_iteration": 80, "copies": 4, "limit": 20, "batch": 40, "epochs": 2,
@@ -66,12 +66,7 @@ def test_returns_equal_the_plain_loop(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("method", ["plain", "fresh", "redo", "cchain", "shrink_perturb"])
 def test_an_interrupted_agent_ends_like_an_undisturbed_one(tmp_path: Path, method: str) -> None:
     s = dataclasses.replace(spec(method=method, tasks=4), measure_every=1)
-    with pytest.raises(KeyboardInterrupt):
-        run(s, tmp_path / "a", measure=interrupt)
-    run(s, tmp_path / "a", measure=weigh)
-    run(s, tmp_path / "b", measure=weigh)
-    a, b = (load(s.folder(tmp_path / side)) for side in "ab")
-    assert [r.to_dict() for r in a.records] == [r.to_dict() for r in b.records]
+    a, b = twice(s, tmp_path)
     for x, y in zip(
         a.state()["learner"]["model"].values(), b.state()["learner"]["model"].values(), strict=True
     ):
@@ -124,21 +119,27 @@ def test_cchain_acts_on_the_policy_alone_and_hears_the_loss() -> None:
 
 def test_trainability_tells_a_network_that_learns_from_one_that_cannot() -> None:
     torch.manual_seed(0)
-    x = torch.randn(256, 4)
-    fresh = lambda i: (torch.manual_seed(i), MLP((4, 32, 32, 2), init="default"))[1]
-    healthy, dead = fresh(9), fresh(9)
+    x = torch.randn(256, 4, dtype=torch.float64)
+
+    def fresh(seed: int, outputs: int = 2) -> MLP:
+        torch.manual_seed(seed)
+        return MLP((4, 32, 32, outputs), init="default").double()
+
+    def score(net: MLP, actions: int = 2, unlearn: bool = False) -> float:
+        """Beside copies of the network as it was made: 1 says that nothing was lost."""
+        made = fresh(9, actions or 1)
+        return trainability(net, lambda i: copy.deepcopy(made), x, actions, 3e-3, 0, unlearn=unlearn)
+
+    dead, saturated, silent = fresh(9), fresh(9), fresh(9, 1)
     with torch.no_grad():
         dead.fc1.bias.fill_(-100.0)  # no unit of the first layer fires
-    assert trainability(healthy, fresh, x, 2, 3e-3, 0) == pytest.approx(1.0, abs=0.2)
-    assert trainability(dead, fresh, x, 2, 3e-3, 0) < 0.2
-    saturated = fresh(9)
-    with torch.no_grad():
+        silent.fc1.bias.fill_(-100.0)
         saturated.head.bias.copy_(torch.tensor([40.0, -40.0]))  # a policy without entropy, healthy otherwise
-    centred = trainability(saturated, fresh, x, 2, 3e-3, 0)
-    assert centred == pytest.approx(1.0, abs=0.2)
-    assert trainability(saturated, fresh, x, 2, 3e-3, 0, unlearn=True) < 0.7 * centred
-    values = lambda i: (torch.manual_seed(i), MLP((4, 32, 32, 1), init="default"))[1]
-    assert trainability(values(9), values, x, 0, 3e-3, 0) == pytest.approx(1.0, abs=0.3)
+    assert score(fresh(9)) == score(fresh(9, 1), 0) == 1.0
+    assert score(dead) < 0.2
+    assert score(silent, 0) < 0.2
+    assert score(saturated) == pytest.approx(1.0, abs=1e-9)  # the old answers are subtracted
+    assert score(saturated, unlearn=True) < 0.7
 
 
 @pytest.mark.parametrize(

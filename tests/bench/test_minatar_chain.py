@@ -24,7 +24,7 @@ from supple.errors import InputError
 from supple.interventions.cchain import CChainHandle
 from supple.store import load
 
-from .tiny import interrupt, weigh
+from .tiny import twice, weigh
 
 pytest.importorskip("minatar")
 
@@ -100,12 +100,7 @@ def test_returns_equal_the_plain_loop(tmp_path: Path) -> None:
 def test_an_interrupted_agent_ends_like_an_undisturbed_one(tmp_path: Path, method: str) -> None:
     own = {"every": 9} if method == "redo" else {"start": 5, "window": 20} if method == "cchain" else {}
     s = dataclasses.replace(spec(method, settings=own, tasks=4), measure_every=1)
-    with pytest.raises(KeyboardInterrupt):
-        run(s, tmp_path / "a", measure=interrupt)
-    run(s, tmp_path / "a", measure=weigh)
-    run(s, tmp_path / "b", measure=weigh)
-    a, b = (load(s.folder(tmp_path / side)) for side in "ab")
-    assert [r.to_dict() for r in a.records] == [r.to_dict() for r in b.records]
+    a, b = twice(s, tmp_path)
     assert same(a.state()["learner"]["model"], b.state()["learner"]["model"])
     assert a.state()["learner"]["carried"] == {}  # nothing comes after the last task
 

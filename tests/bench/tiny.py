@@ -7,13 +7,14 @@ import signal
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
-from supple.bench import RunSpec, Scene
+from supple.bench import RunSpec, Scene, run
 from supple.bench.protocols import DigitsPermuted, DigitsRandomLabels
 from supple.records import Record
-from supple.store import load
+from supple.store import StoredRun, load
 
 
 def tiny(tasks: int = 4, method: str = "plain", seed: int = 0, **options) -> RunSpec:
@@ -83,3 +84,12 @@ def content(folder: Path) -> tuple[bytes, bytes, list[bytes], dict[str, bytes]]:
         f"{n}/{k}": t.numpy().tobytes() for n in stored.array_names for k, t in stored.arrays(n).items()
     }
     return (folder / "records.jsonl").read_bytes(), (folder / "summary.json").read_bytes(), tensors, arrays
+
+
+def twice(spec: RunSpec, root: Path) -> tuple[StoredRun, StoredRun]:
+    """The same run, broken off at task 2 and gone on with, and undisturbed; their records are equal."""
+    with pytest.raises(KeyboardInterrupt):
+        run(spec, root / "a", measure=interrupt)
+    a, b = (load(run(spec, root / side, measure=weigh)) for side in "ab")
+    assert [r.to_dict() for r in a.records] == [r.to_dict() for r in b.records]
+    return a, b

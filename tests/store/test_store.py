@@ -198,7 +198,7 @@ def test_pickles_are_never_executed(begun: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a/b", "..", "", ".hidden", "a..b"])
+@pytest.mark.parametrize("name", ["../evil", "/evil", "a/b", "..", "", ".hidden", "a..b"])
 def test_array_names_stay_in_the_folder(begun: Path, name: str) -> None:
     with Run.open(begun, MANIFEST) as run:
         run.resume()

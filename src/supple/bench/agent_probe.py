@@ -29,9 +29,8 @@ def teacher(observations: Tensor, seed: int, index: int, values: int = 1) -> Ten
     flat = observations.flatten(1)
     g = generator(seed, "teacher", index)
     z = (flat - flat.mean(0)) / (flat.std(0) + 1e-6)
-    y = (z @ (1.5 * torch.randn(flat.shape[1], WIDTH, generator=g))).tanh() @ torch.randn(
-        WIDTH, values, generator=g
-    )
+    first = 1.5 * torch.randn(flat.shape[1], WIDTH, generator=g).to(z)
+    y = (z @ first).tanh() @ torch.randn(WIDTH, values, generator=g).to(z)
     return (y - y.mean(0)) / (y.std(0) + 1e-6)
 
 

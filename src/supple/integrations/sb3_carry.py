@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -43,15 +44,14 @@ class Carried:
     ) -> None:
         self.handles: list[Any] = []
         self._removers: list[Any] = []
-        try:
+        with ExitStack() as undo:  # where one refuses, those before it are detached again
+            undo.callback(self.detach)
             for network, intervention in chosen(networks, interventions):
                 inputs = network.inputs(*batch)
                 handle = intervention.attach(network.module, network.optimizer, inputs=inputs)
                 self.handles.append(handle)
                 self._serve(network, handle)
-        except BaseException:
-            self.detach()
-            raise
+            undo.pop_all()
 
     def _serve(self, network: Network, handle: Any) -> None:
         """Target networks follow resets; a view is never called by SB3, so its inputs are told."""

@@ -7,6 +7,7 @@ have the modules' own names, so that a layer is called as in SB3.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,14 +18,14 @@ from torch import Tensor, nn
 from supple.errors import InputError
 
 
-class View(nn.Module):
+class View(nn.Module, abc.ABC):
     """Named parts of a policy as one network; ``fed`` is the module whose input is the view's input."""
 
     fed: nn.Module
 
+    @abc.abstractmethod
     def policy(self, x: Tensor) -> Tensor:
         """Logits or means of the actions, or action values, for preprocessed observations."""
-        raise NotImplementedError
 
 
 class ActorCritic(View):

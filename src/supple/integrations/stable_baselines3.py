@@ -11,6 +11,7 @@ gradients seen here are clipped already. A run without interventions is bit-iden
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -251,11 +252,10 @@ class SuppleCallback(_base):  # type: ignore[misc]
             forward=policy_outputs,
             sinks=self.sinks,
         )
-        try:
+        with ExitStack() as undo:
+            undo.callback(monitor.detach)
             carried = Carried(self._networks, self.interventions, batch)
-        except BaseException:
-            monitor.detach()
-            raise
+            undo.pop_all()
         self.monitor, self._carried, self._agent, self._batch = monitor, carried, self.model, batch
         if self._saved is not None:
             self._restore()

@@ -10,6 +10,7 @@ attach `supple.Monitor` and interventions to the network and the optimizer as an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -141,14 +142,12 @@ class SuppleHook:
             sinks=self.sinks,
         )
         handles: list[Any] = []
-        try:
+        with ExitStack() as undo:  # where one refuses, nothing stays attached
+            undo.callback(monitor.detach)
             for intervention in self.interventions:
                 handles.append(intervention.attach(self.network, self.optimizer, inputs=probe[0]))
-        except BaseException:
-            for handle in handles:
-                handle.detach()
-            monitor.detach()
-            raise
+                undo.callback(handles[-1].detach)
+            undo.pop_all()
         self.monitor, self.handles = monitor, handles
         self._restore()
 

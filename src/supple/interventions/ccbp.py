@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 from supple.errors import InputError
 from supple.interventions.base import Optimizers, Schedule, register
 from supple.interventions.reset_checks import Initials
-from supple.interventions.resetting import ResetHandle, UnitReset
+from supple.interventions.reset_methods import UnitReset
+from supple.interventions.resetting import ResetHandle
 from supple.interventions.sums import incoming_means
 from supple.status import Mechanism
 from supple.topology.graph import Layer, Topology
@@ -40,7 +41,7 @@ class CCBP(UnitReset):
         curve: "capped" or "sigmoid".
         initial: law of the fresh rows, see `supple.fresh.draw`; or the model's initial state_dict.
         layers: names of the layers to act on; None is every hidden layer that can be reset.
-        units: kinds of units, see `supple.interventions.resetting.UnitReset`; the default is ("inner",).
+        units: kinds of units, see `supple.interventions.reset_methods.UnitReset`; the default is ("inner",).
         seed: of the random draws.
     """
 

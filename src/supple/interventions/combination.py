@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeGuard
 
@@ -63,20 +64,19 @@ class Combination(Intervention):
     def attach(self, model: nn.Module, optimizer: Optimizers, *, inputs: Any = None) -> CombinationHandle:
         """Attach every part in order; where one refuses, those before it are detached again."""
         handles: list[Handle] = []
-        try:
+        with ExitStack() as undo:
             for part in self.parts:
                 handles.append(part.attach(model, optimizer, inputs=inputs))
+                undo.callback(handles[-1].detach)
                 if any(handle._sign() != handle._signature for handle in handles):
                     raise AttachError(
                         f"{part.name} changes what the optimizer holds, after parts that have looked at it",
                         found=names(self.parts),
                         do=f"put {part.name} first",
                     )
-            return CombinationHandle(self, model, optimizer, handles)
-        except BaseException:
-            for handle in handles:
-                handle.detach()
-            raise
+            combined = CombinationHandle(self, model, optimizer, handles)
+            undo.pop_all()
+        return combined
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "parts": [part.to_dict() for part in self.parts]}
@@ -136,10 +136,9 @@ class CombinationHandle(Handle):
                 do=f"this one is of {', '.join(own)}",
             )
         kept = self._state()
-        try:
+        with ExitStack() as undo:  # one that does not fit must not leave the others changed
+            for name, handle in own.items():
+                undo.callback(handle.load_state_dict, kept[name])
             for name, handle in own.items():
                 handle.load_state_dict(state[name])
-        except BaseException:
-            for name, handle in own.items():  # one that does not fit must not leave the others changed
-                handle.load_state_dict(kept[name])
-            raise
+            undo.pop_all()

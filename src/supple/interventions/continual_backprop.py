@@ -16,7 +16,8 @@ from supple.interventions.base import Optimizers, optimizer_list, register
 from supple.interventions.channels import Site, consumer_sites
 from supple.interventions.columns import transfer_refusal
 from supple.interventions.reset_checks import Initials
-from supple.interventions.resetting import ResetHandle, UnitReset
+from supple.interventions.reset_methods import UnitReset
+from supple.interventions.resetting import ResetHandle
 from supple.interventions.sums import absolute_sum, incoming_means
 from supple.status import Mechanism
 from supple.topology.graph import Layer, Topology
@@ -60,7 +61,7 @@ class ContinualBackprop(UnitReset):
         cap: units per layer and step at most; 1 is the listing, None is no cap.
         initial: law of the fresh rows, see `supple.fresh.draw`; or the model's initial state_dict.
         layers: names of the layers to act on; None is every hidden layer that can be reset.
-        units: kinds of units, see `supple.interventions.resetting.UnitReset`; the default is ("inner",).
+        units: kinds of units, see `supple.interventions.reset_methods.UnitReset`; the default is ("inner",).
         seed: of the random draws.
     """
 

@@ -11,7 +11,8 @@ from supple.errors import InputError
 from supple.interventions.base import Optimizers, Schedule, register
 from supple.interventions.engine import ResetEngine
 from supple.interventions.reset_checks import Bias, Initials
-from supple.interventions.resetting import ResetHandle, ResetMethod
+from supple.interventions.reset_methods import ResetMethod
+from supple.interventions.resetting import ResetHandle
 from supple.topology.graph import Layer, Topology
 
 

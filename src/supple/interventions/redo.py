@@ -12,7 +12,8 @@ from supple.functional import dormant_scores
 from supple.interventions.base import Optimizers, Schedule, register
 from supple.interventions.channels import Site, activation_sites
 from supple.interventions.reset_checks import Initials
-from supple.interventions.resetting import ResetHandle, UnitReset
+from supple.interventions.reset_methods import UnitReset
+from supple.interventions.resetting import ResetHandle
 from supple.status import Mechanism
 from supple.topology.graph import Layer, Topology
 
@@ -36,7 +37,7 @@ class ReDo(UnitReset):
         initial: law of the fresh rows, see `supple.fresh.draw`; the public code uses "xavier" (JAX) or
             "kaiming_uniform" (PyTorch port).
         layers: names of the layers to act on; None is every hidden layer that can be reset.
-        units: kinds of units, see `supple.interventions.resetting.UnitReset`; the default is ("inner",).
+        units: kinds of units, see `supple.interventions.reset_methods.UnitReset`; the default is ("inner",).
         seed: of the random draws.
     """
 

@@ -14,7 +14,8 @@ from supple.functional import grama_scores
 from supple.interventions.base import Optimizers, Schedule, register
 from supple.interventions.channels import Site, preactivation_site
 from supple.interventions.reset_checks import Bias, Initials, Outgoing
-from supple.interventions.resetting import ResetHandle, UnitReset
+from supple.interventions.reset_methods import UnitReset
+from supple.interventions.resetting import ResetHandle
 from supple.interventions.sums import incoming_means
 from supple.status import Mechanism
 from supple.topology.graph import Layer, Topology
@@ -47,7 +48,7 @@ class ReGraMa(UnitReset):
         bias: "zero" (ReDo's pipeline) or "fresh" (class default, as in the code).
         initial: law of the fresh rows, see `supple.fresh.draw`; the code uses "kaiming_uniform".
         layers: names of the layers to act on; None is every hidden layer that can be reset.
-        units: kinds of units, see `supple.interventions.resetting.UnitReset`; the default is ("inner",).
+        units: kinds of units, see `supple.interventions.reset_methods.UnitReset`; the default is ("inner",).
         seed: of the random draws.
     """
 

@@ -1,10 +1,10 @@
-"""What the reset methods share: the trace (at once or on the first training pass), engine, log and clock."""
+"""What attached reset methods share: the trace (at once or on the first training pass), engine, log and clock."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,48 +30,11 @@ from supple.interventions.hooks import OwnHook
 from supple.interventions.matrices import refuse_sharded
 from supple.interventions.meter import Meter
 from supple.interventions.reset_checks import Bias, Initials, Outgoing
+from supple.interventions.reset_layers import refuse_compiled, unwanted, way_out
 from supple.interventions.reset_plan import LayerSkipped, ResetEvent, ResetPlan
 from supple.topology.graph import Layer, Topology
 
 _PROBE = 2  # samples of the first training batch that the trace runs on
-
-
-UNITS = ("inner", "stream", "heads")
-
-
-@dataclass(frozen=True)
-class ResetMethod(Intervention):
-    """Checks that every reset method has."""
-
-    def _check(self, **bounds: tuple[float, float]) -> None:
-        """Each named field must lie in its closed interval."""
-        for name, (low, high) in bounds.items():
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise InputError(
-                    f"{name} of {self.name} must lie in [{low}, {high}]", found=value, where=self.name
-                )
-
-
-@dataclass(frozen=True)
-class UnitReset(ResetMethod):
-    """A method that re-births single units, and the choice which kinds of them.
-
-    ``units``: "inner", whose only readers are known; "stream", units on a residual stream, with all that reads
-    the stream as consumers (see `plan_reset`); "heads", attention heads instead of single value channels.
-    """
-
-    units: tuple[str, ...] = field(default=("inner",), kw_only=True)
-
-    def _check(self, **bounds: tuple[float, float]) -> None:
-        super()._check(**bounds)
-        if not self.units or not set(self.units) <= set(UNITS) or isinstance(self.units, str):
-            raise InputError(
-                f"units of {self.name} is a tuple of kinds of units",
-                found=self.units,
-                where=self.name,
-                do=f"choose from {', '.join(UNITS)}, for example units=('inner', 'heads')",
-            )
 
 
 class ResetHandle(Handle):
@@ -91,7 +54,7 @@ class ResetHandle(Handle):
     def __init__(
         self, intervention: Intervention, model: nn.Module, optimizer: Optimizers, inputs: Any, topology: Any
     ) -> None:
-        _refuse_compiled(model)
+        refuse_compiled(model)
         refuse_sharded(model, intervention.name)
         check_schedule(self.every)
         for opt in optimizer_list(optimizer):
@@ -168,7 +131,7 @@ class ResetHandle(Handle):
         for layer in self._candidates(topology) if wanted is None else [topology.layers[n] for n in wanted]:
             if layer.name in partners:
                 continue
-            reason = _unwanted(topology, layer, kinds) or self._refusal(engine, layer, initial)
+            reason = unwanted(topology, layer, kinds) or self._refusal(engine, layer, initial)
             if reason is not None:
                 self.skipped[layer.name] = reason
                 continue
@@ -184,7 +147,7 @@ class ResetHandle(Handle):
                 if not refused
                 else f"{self.intervention.name} cannot reset the layers that were asked for",
                 found="; ".join(f"{n}: {r}" for n, r in reasons.items()) or "no hidden layer",
-                do=_way_out(topology, kinds, reasons),
+                do=way_out(topology, kinds, reasons),
             )
         if self._waiting is not None:
             self._restore(self._waiting)
@@ -380,33 +343,3 @@ class ResetHandle(Handle):
         if self._lazy is not None:
             self._lazy.remove()
             self._lazy = None
-
-
-def _unwanted(topology: Topology, layer: Layer, kinds: tuple[str, ...]) -> str | None:
-    """Why a layer that might be reset is left out by the choice of units, or None."""
-    heads = next(
-        (x.name for x in topology.layers.values() if any(layer.name == m for m, _ in x.members)), None
-    )
-    if heads is not None:
-        return f"its units are re-born with their heads, as {heads}"
-    inner = layer.stream is None and not layer.members
-    return "units of this kind were not asked for" if inner and "inner" not in kinds else None
-
-
-def _way_out(topology: Topology, kinds: tuple[str, ...], reasons: Mapping[str, str]) -> str:
-    """What to do where nothing can be reset, after the reasons."""
-    if any("initialiser" in r or "overrides reset_parameters" in r for r in reasons.values()):
-        return "pass initial=: the model's initial state_dict(), a law by name or a callable"
-    if "heads" in kinds and not any(layer.members for layer in topology.layers.values()):
-        why = "; ".join(f"{h.name}: {h.reason}" for h in topology.heads if h.reason)
-        return f"ask for other units than heads: {why or 'no attention with weights of its own was seen'}"
-    return "supple.coverage(model, inputs) lists what was seen; choose other layers= or units="
-
-
-def _refuse_compiled(model: nn.Module) -> None:
-    if type(model).__name__ == "OptimizedModule":
-        raise AttachError(
-            "hooks added to a compiled model may never fire",
-            found="a model wrapped by torch.compile",
-            do="attach to the original model with inputs=..., then compile it",
-        )

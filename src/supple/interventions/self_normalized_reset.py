@@ -15,7 +15,8 @@ from supple.interventions.base import Optimizers, Schedule, register
 from supple.interventions.channels import Site, preactivation_site
 from supple.interventions.gap_sketch import GapSketch
 from supple.interventions.reset_checks import Initials
-from supple.interventions.resetting import ResetHandle, UnitReset
+from supple.interventions.reset_methods import UnitReset
+from supple.interventions.resetting import ResetHandle
 from supple.status import Mechanism
 from supple.topology.graph import Layer, Topology
 
@@ -49,7 +50,7 @@ class SelfNormalizedReset(UnitReset):
         longest: largest gap and threshold in samples.
         initial: law of the fresh rows, see `supple.fresh.draw`.
         layers: names of the layers to act on; None is every hidden layer that can be reset.
-        units: kinds of units, see `supple.interventions.resetting.UnitReset`; the default is ("inner",).
+        units: kinds of units, see `supple.interventions.reset_methods.UnitReset`; the default is ("inner",).
         seed: of the random draws.
     """
 

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,14 +15,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from supple.errors import AttachError, InputError, StoreError
-from supple.nn.svf import checksum
+from supple.errors import InputError, StoreError
+from supple.nn.adapter import LinearAdapter
 from supple.nn.targets import Targets, choose_linears
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
-class LoRAAdapter(nn.Module):
+class LoRAAdapter(LinearAdapter):
     """W' = W + (alpha / R) B A with B (O, R) zero and A (R, I) uniform in ±1/√I at the start; only A, B train.
 
     Hu et al. 2022 (arXiv 2106.09685); the start of A is that of the authors' code. Both factors are
@@ -39,20 +37,16 @@ class LoRAAdapter(nn.Module):
     def __init__(
         self, layers: dict[str, nn.Linear], rank: int = 8, alpha: float = 16.0, seed: int = 0
     ) -> None:
-        super().__init__()
-        self.layers = dict(layers)  # a plain dict: the base model is not a part of the adapter
-        self.names = list(layers)
+        super().__init__(layers)
         self.rank, self.alpha = rank, alpha
         self.a, self.b = nn.ParameterList(), nn.ParameterList()
-        self._merged: dict[str, Tensor] | None = None
-        self._frozen: list[tuple[nn.Parameter, bool]] = []
         generator = torch.Generator().manual_seed(seed)
         for layer in layers.values():
             bound = 1 / math.sqrt(layer.in_features)
             start = torch.empty(rank, layer.in_features).uniform_(-bound, bound, generator=generator)
             self.a.append(nn.Parameter(start.to(layer.weight.device)))
             self.b.append(nn.Parameter(torch.zeros(layer.out_features, rank, device=layer.weight.device)))
-        self._hooks = [layer.register_forward_hook(self._hook(i)) for i, layer in enumerate(layers.values())]
+        self._install()
 
     @property
     def scale(self) -> float:
@@ -64,51 +58,16 @@ class LoRAAdapter(nn.Module):
         index = self.names.index(name)
         return self.scale * (self.b[index] @ self.a[index])
 
-    def _hook(self, index: int) -> Callable[..., Tensor | None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            if self._merged is not None:
-                return None
-            low = F.linear(args[0], self.a[index].to(args[0].dtype))
-            return output + self.scale * F.linear(low, self.b[index].to(low.dtype))
-
-        return hook
-
-    # -- merging --------------------------------------------------------------------------------
-    @torch.no_grad()
-    def merge(self) -> None:
-        """Write the adapted weights into the base model; the base weights are kept for `unmerge`."""
-        if self._merged is not None:
-            raise AttachError("the adapter is merged already", do="call unmerge() first")
-        new = {n: layer.weight.float() + self.delta(n) for n, layer in self.layers.items()}
-        self._merged = {n: layer.weight.detach().clone() for n, layer in self.layers.items()}
-        for name, layer in self.layers.items():
-            layer.weight.copy_(new[name])
-
-    @torch.no_grad()
-    def unmerge(self) -> None:
-        """Put the base weights back, bit for bit."""
-        if self._merged is None:
-            raise AttachError("the adapter is not merged", do="call merge() first")
-        for name, layer in self.layers.items():
-            layer.weight.copy_(self._merged[name])
-        self._merged = None
-
-    def detach(self) -> None:
-        """Remove the hooks and give the base parameters their requires_grad back; merged weights stay merged."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-        for parameter, flag in self._frozen:
-            parameter.requires_grad_(flag)
-        self._frozen = []
+    def _added(self, index: int, inputs: Tensor) -> Tensor:
+        low = F.linear(inputs, self.a[index].to(inputs.dtype))
+        return self.scale * F.linear(low, self.b[index].to(low.dtype))
 
     # -- disk -----------------------------------------------------------------------------------
     def save(self, folder: str | Path) -> None:
         """Write the adapter in peft's layout, which peft and `supple scan` read, with the base's checksums."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        sums = {f"base:{n}": checksum(self._base(n)) for n in self.names}
-        save_file(self._tensors(), str(folder / WEIGHTS), metadata={"format": "pt", **sums})
+        save_file(self._tensors(), str(folder / WEIGHTS), metadata={"format": "pt", **self._sums()})
         config = {
             "peft_type": "LORA", "r": self.rank, "lora_alpha": self.alpha, "target_modules": self.names,
             "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": False, "inference_mode": True,
@@ -137,13 +96,8 @@ class LoRAAdapter(nn.Module):
                 where=str(folder),
             )
         for name in self.names:
-            if meta.get(f"base:{name}", want := checksum(self._base(name))) != want:
-                raise StoreError(
-                    "the adapter fits another base weight",
-                    found="a different checksum",
-                    where=name,
-                    do="load the base model it was trained on",
-                )
+            if f"base:{name}" in meta:  # peft names no base
+                self._check_base(name, meta[f"base:{name}"])
         for name, tensor in mine.items():
             tensor.copy_(found[name])
 
@@ -153,9 +107,6 @@ class LoRAAdapter(nn.Module):
             out[f"base_model.model.{name}.lora_A.weight"] = a.detach()
             out[f"base_model.model.{name}.lora_B.weight"] = b.detach()
         return out
-
-    def _base(self, name: str) -> Tensor:
-        return self.layers[name].weight if self._merged is None else self._merged[name]
 
 
 def lora_(
@@ -188,7 +139,5 @@ def lora_(
                 where=name,
             )
     adapter = LoRAAdapter(chosen, rank, alpha, seed)
-    adapter._frozen = [(p, p.requires_grad) for p in model.parameters()]
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+    adapter.freeze(model)
     return adapter

@@ -5,10 +5,7 @@ Shape letters: O outputs, I inputs, r = min(O, I) components.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +13,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from supple.errors import AttachError, InputError, StoreError
+from supple.errors import InputError, StoreError
+from supple.nn.adapter import LinearAdapter
 from supple.nn.targets import Targets, choose_linears
 
 FORMAT = "supple-svf-1"
 
 
-class SVFAdapter(nn.Module):
+class SVFAdapter(LinearAdapter):
     """One trainable vector z per adapted matrix: W' = U diag(σ ⊙ z) Vᵀ, z = 1 is the base model.
 
     Sun, Cetin & Tang 2025 (arXiv 2501.06252). Computed as W x + U((σ (z - 1)) ⊙ Vᵀx), so that z = 1
@@ -35,16 +33,12 @@ class SVFAdapter(nn.Module):
     """
 
     def __init__(self, layers: dict[str, nn.Linear], form: str = "plain") -> None:
-        super().__init__()
+        super().__init__(layers)
         if form not in ("plain", "published"):
             raise InputError(f"unknown form {form!r}", do='choose "plain" or "published"')
         self.form = form
-        self.layers = dict(layers)  # a plain dict: the base model is not a part of the adapter
-        self.names = list(layers)
         self.z = nn.ParameterList()
         self._factors: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._merged: dict[str, Tensor] | None = None
-        self._frozen: list[tuple[nn.Parameter, bool]] = []
         generator = torch.Generator().manual_seed(0)
         for layer in layers.values():
             u, s, vt = torch.linalg.svd(layer.weight.detach().double(), full_matrices=False)
@@ -54,7 +48,7 @@ class SVFAdapter(nn.Module):
             if form == "published":
                 start = torch.empty(len(s)).normal_(0.1, 0.01, generator=generator)
             self.z.append(nn.Parameter(start.to(device)))
-        self._hooks = [layer.register_forward_hook(self._hook(i)) for i, layer in enumerate(layers.values())]
+        self._install()
 
     # -- the formula ----------------------------------------------------------------------------
     def scale(self, index: int) -> Tensor:
@@ -70,52 +64,17 @@ class SVFAdapter(nn.Module):
         u, s, vt = self._factors[self.names.index(name)]
         return (u * (s * (self.scale(self.names.index(name)) - 1))) @ vt
 
-    def _hook(self, index: int) -> Callable[..., Tensor | None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            if self._merged is not None:
-                return None
-            u, s, vt = self._factors[index]
-            low = F.linear(args[0], vt.to(args[0].dtype))
-            gain = (s * (self.scale(index) - 1)).to(low.dtype)
-            return output + F.linear(low * gain, u.to(low.dtype))
-
-        return hook
-
-    # -- merging --------------------------------------------------------------------------------
-    @torch.no_grad()
-    def merge(self) -> None:
-        """Write the adapted weights into the base model; the base weights are kept for `unmerge`."""
-        if self._merged is not None:
-            raise AttachError("the adapter is merged already", do="call unmerge() first")
-        new = {n: (layer.weight.float() + self.delta(n)) for n, layer in self.layers.items()}
-        self._merged = {n: layer.weight.detach().clone() for n, layer in self.layers.items()}
-        for name, layer in self.layers.items():
-            layer.weight.copy_(new[name])
-
-    @torch.no_grad()
-    def unmerge(self) -> None:
-        """Put the base weights back, bit for bit."""
-        if self._merged is None:
-            raise AttachError("the adapter is not merged", do="call merge() first")
-        for name, layer in self.layers.items():
-            layer.weight.copy_(self._merged[name])
-        self._merged = None
-
-    def detach(self) -> None:
-        """Remove the hooks and give the base parameters their requires_grad back."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-        for parameter, flag in self._frozen:
-            parameter.requires_grad_(flag)
-        self._frozen = []
+    def _added(self, index: int, inputs: Tensor) -> Tensor:
+        u, s, vt = self._factors[index]
+        low = F.linear(inputs, vt.to(inputs.dtype))
+        gain = (s * (self.scale(index) - 1)).to(low.dtype)
+        return F.linear(low * gain, u.to(low.dtype))
 
     # -- disk -----------------------------------------------------------------------------------
     def save(self, path: str | Path) -> None:
         """Write z as safetensors, with the checksum of each base weight it fits."""
-        sums = {f"base:{n}": checksum(self._base(n)) for n in self.names}
         tensors = {n: z.detach().cpu().contiguous() for n, z in zip(self.names, self.z, strict=True)}
-        save_file(tensors, str(path), metadata={"format": FORMAT, "form": self.form, **sums})
+        save_file(tensors, str(path), metadata={"format": FORMAT, "form": self.form, **self._sums()})
 
     @torch.no_grad()
     def load(self, path: str | Path) -> None:
@@ -139,27 +98,11 @@ class SVFAdapter(nn.Module):
                 where=str(path),
             )
         for name, z in zip(self.names, self.z, strict=True):
-            if meta.get(f"base:{name}") != checksum(self._base(name)):
-                raise StoreError(
-                    "the adapter fits another base weight",
-                    found="a different checksum",
-                    where=name,
-                    do="load the base model it was trained on",
-                )
+            self._check_base(name, meta.get(f"base:{name}"))
             if tensors[name].shape != z.shape:
                 raise StoreError("the adapter has another size", found=tuple(tensors[name].shape), where=name)
         for name, z in zip(self.names, self.z, strict=True):
             z.copy_(tensors[name])
-
-    def _base(self, name: str) -> Tensor:
-        return self.layers[name].weight if self._merged is None else self._merged[name]
-
-
-def checksum(weight: Tensor) -> str:
-    """SHA-256 of dtype, shape and bytes of a weight."""
-    data = weight.detach().cpu().contiguous()
-    head = f"{data.dtype}{tuple(data.shape)}".encode()
-    return hashlib.sha256(head + data.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def svf_(model: nn.Module, targets: Targets | None = None, form: str = "plain") -> SVFAdapter:
@@ -181,7 +124,5 @@ def svf_(model: nn.Module, targets: Targets | None = None, form: str = "plain") 
     """
     chosen = choose_linears(model, targets)
     adapter = SVFAdapter(chosen, form)
-    adapter._frozen = [(p, p.requires_grad) for p in model.parameters()]
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+    adapter.freeze(model)
     return adapter

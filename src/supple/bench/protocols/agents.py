@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
@@ -32,7 +33,7 @@ class Taught(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AgentProtocol(Protocol):
+class AgentProtocol(Protocol, abc.ABC):
     """An agent in an environment that changes from task to task.
 
     A subclass makes the environment and the agent, and says what the agent's iterations show. The metric is the
@@ -65,29 +66,29 @@ class AgentProtocol(Protocol):
         return self.iterations * self.steps_per_iteration
 
     @property
+    @abc.abstractmethod
     def updates(self) -> int:
         """Updates of a task."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def environment(self, seed: int) -> Any:
         """All copies of the environment, at task 0; ``task(index)`` changes it."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def agent(self, env: Any, model: nn.Module, optimizer: Any, before: Any = None) -> Agent:
         """The agent of a network and its optimizer; ``before``: the one whose life it goes on with, if any."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def seen(self, agent: Any) -> tuple[Tensor, Tensor]:
         """The last experience of the task: observations, and the columns that `loss` reads."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def told(self, found: Sequence[Any]) -> tuple[float, dict[str, float]]:
         """(mean loss, further rows) of the iterations of a task."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def taught(self) -> Mapping[str, Taught]:
         """What the trainability probe teaches, by the name of its rows."""
-        raise NotImplementedError
 
     def carried(self, agent: Any) -> dict[str, Any]:
         """What the agent takes into the next task beside network and optimizer: tensors and plain types."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from supple.bench.rounds.bases import CONTEXT, Base, Sizes
 from supple.errors import InputError
-from supple.nn.svf import checksum
+from supple.nn.adapter import checksum
 
 SAVE = "save one there with model.save_pretrained(folder) and tokenizer.save_pretrained(folder)"
 

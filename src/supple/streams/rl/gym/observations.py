@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from supple.streams.rl.offset import offset_of
 Array = np.ndarray[Any, Any]
 
 
-class _Observation(TaskChange):
+class _Observation(TaskChange, abc.ABC):
     """A change that maps the observation and nothing else."""
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Array, dict[str, Any]]:
@@ -23,9 +24,9 @@ class _Observation(TaskChange):
         observation, *rest = self.env.step(action)
         return self.observation(observation), *rest
 
+    @abc.abstractmethod
     def observation(self, observation: Array) -> Array:
         """What the agent sees in the current task of what the environment shows."""
-        raise NotImplementedError
 
     def _box(self) -> Any:
         space = self.env.observation_space
