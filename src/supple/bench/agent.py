@@ -127,7 +127,7 @@ class AgentLearner(Learner):
         return TaskResult(fmean(returns), loss, len(returns), 0, extra)
 
     def _trainability(self, task: AgentTask) -> dict[str, float]:
-        """How well the networks still learn random targets, beside fresh ones."""
+        """How well the networks still learn random functions of what was seen, beside fresh ones."""
         x, key = task.probe(SAMPLES)[0], 1000 * self.spec.seed + task.index
         rows: dict[str, float] = {}
         for name, part in self.protocol.taught().items():

@@ -24,7 +24,7 @@ HERE = "chosen here"
 
 
 class Taught(NamedTuple):
-    """A part of the network that the trainability probe teaches: random classes, or so many random values."""
+    """A part of the network that the trainability probe teaches: two classes, or so many values."""
 
     path: str  # of the module; "" is the whole network
     classes: int = 0
