@@ -48,7 +48,8 @@ def _rounds(kind: str, description: str) -> Experiment:
     return Experiment(
         kind, description, tuple(rounds.LENGTHS), records,
         partial(rounds.run_rounds, kind=kind), partial(rounds.answer, name=records),
-        {"--methods": "arms", "--tasks": "rounds", "--model": "model"}, partial(rounds.folder_of, kind=kind),
+        {"--methods": "arms", "--tasks": "rounds", "--model": "model", "--data": "data"},
+        partial(rounds.folder_of, kind=kind),
     )  # fmt: skip
 
 
@@ -61,8 +62,8 @@ _ALL: Sequence[Experiment] = (
         "matrix", "which remedy gives back what? mechanisms, built and worn, against interventions",
         tuple(matrix.LENGTHS), matrix.RECORDS, matrix.run_matrix, _matrix_answer,
     ),
-    _rounds("lm-rounds", "does a GPT grow stiff over rounds of fine-tuning, one language after another?"),
-    _rounds("lm-classification", "the same in rounds of classification: which of 16 languages, drawn anew?"),
+    _rounds("lm-rounds", "does a GPT grow stiff over rounds of fine-tuning, one text after another?"),
+    _rounds("lm-classification", "the same in rounds of classification: which of 16 texts, drawn anew?"),
 )  # fmt: skip
 EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in _ALL}
 

@@ -1,5 +1,5 @@
-"""Does a language model grow stiff over rounds of fine-tuning? A small GPT on one language after another, or
-between languages to be told apart, with remedies, beside fresh models and models restarted from round 0.
+"""Does a language model grow stiff over rounds of fine-tuning? A small GPT on one text after another, or
+between texts to be told apart, with remedies, beside fresh models and models restarted from round 0.
 """
 
 from supple.bench.rounds.read import answer

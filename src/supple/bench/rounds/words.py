@@ -47,6 +47,8 @@ def render(records: Sequence[Record]) -> str:
     """Markdown: the sentence and the tables."""
     found = table(records)
     text = [verdict(found, records), ""] if "full" in found else []
+    if data := _data(records):
+        text += [f"Texts: the domains of {data}.", ""]
     if model := _model(records):
         text += [f"Model: {model}; fresh arms begin every round with the folder's weights.", ""]
     classes = any("accuracy" in row for row in found.values())
@@ -70,7 +72,7 @@ def render(records: Sequence[Record]) -> str:
     if measured:
         text += [
             "",
-            "On a fixed probe of many languages, round 0 → last (units of the MLPs, kernel, churn of one step):",
+            "On a fixed probe of many texts, round 0 → last (units of the MLPs, kernel, churn of one step):",
             "",
             *_heads(("arm", *(p.replace("_", " ") for p in PROBE))),
         ]
@@ -109,6 +111,10 @@ def _steps(found: Mapping[str, Any]) -> list[str]:
 
 def _model(records: Sequence[Record]) -> str:
     return next((r["model"]["name"] for r in records if r.get("model")), "")
+
+
+def _data(records: Sequence[Record]) -> str:
+    return next((r["data"]["name"] for r in records if r.get("data")), "")
 
 
 def _value(e: Estimate | None) -> float:
