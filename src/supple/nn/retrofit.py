@@ -25,9 +25,7 @@ LEAST_BIAS = 8.0  # below it the gates forget enough to change what the model wa
 class ForgetGates:
     """The gates in a model: their layers by the name of the attention, and the way back."""
 
-    def __init__(
-        self, model: nn.Module, names: list[str], before: tuple[str, Any, Any], hooks: list[Any]
-    ) -> None:
+    def __init__(self, model: Any, names: list[str], before: tuple[str, Any, Any], hooks: list[Any]) -> None:
         self.model, self.names = model, names
         self._before, self._hooks = before, hooks
 
@@ -55,7 +53,7 @@ class ForgetGates:
         _set_cache(self.model, cache, generation)
 
 
-def insert_forget_gates_(model: nn.Module, gate_bias: float = LEAST_BIAS) -> ForgetGates:
+def insert_forget_gates_(model: Any, gate_bias: float = LEAST_BIAS) -> ForgetGates:
     """Turn the softmax attention of a Llama-style model into forgetting attention that starts as it was.
 
     Each attention gets ``f_proj``, a linear layer from the hidden state to one gate logit per query head, with
@@ -89,9 +87,8 @@ def insert_forget_gates_(model: nn.Module, gate_bias: float = LEAST_BIAS) -> For
 
     AttentionInterface.register(NAME, _attend)
     AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
-    config = model.config
-    before = (config._attn_implementation, *_set_cache(model, False, False))
-    model.set_attn_implementation(NAME)  # type: ignore[operator]
+    before = (model.config._attn_implementation, *_set_cache(model, False, False))
+    model.set_attn_implementation(NAME)
     hooks = []
     for module in found.values():
         weight = module.q_proj.weight
@@ -142,7 +139,8 @@ def _attentions(model: nn.Module) -> dict[str, Any]:
 def _set_cache(model: nn.Module, config: Any, generation: Any) -> tuple[Any, Any]:
     """Set ``use_cache`` of both configurations, and say what it was."""
     found = []
-    for owner, value in ((model.config, config), (getattr(model, "generation_config", None), generation)):
+    owners: list[Any] = [model.config, getattr(model, "generation_config", None)]
+    for owner, value in zip(owners, (config, generation), strict=True):
         found.append(getattr(owner, "use_cache", None))
         if owner is not None:
             owner.use_cache = value

@@ -140,6 +140,7 @@ def run_rounds(
 
 
 def _record(arm: Arm, course: Course) -> dict[str, Any]:
+    record: dict[str, Any]
     try:
         record = run_arm(arm, course)
     except SuppleError as error:  # a remedy may not fit a network from elsewhere; the other arms go on
