@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from supple.bench import lab, rounds
-from supple.bench.lab import matrix
+from supple.bench.lab import matrix, trials
 from supple.errors import InputError
 
 
@@ -43,6 +43,13 @@ def _matrix_answer(folder: Path) -> tuple[str, dict[str, Any]]:
     return matrix.render(rows), {"records": rows}
 
 
+def _trials_answer(folder: Path) -> tuple[str, dict[str, Any]]:
+    rows = trials.read(folder)
+    if not rows:
+        raise InputError("there are no records here", where=str(folder))
+    return trials.render(rows), {"records": rows}
+
+
 def _rounds(kind: str, description: str) -> Experiment:
     records = rounds.KINDS[kind][1]
     return Experiment(
@@ -60,6 +67,10 @@ _ALL: Sequence[Experiment] = (
     Experiment(
         "matrix", "which remedy gives back what? mechanisms, built and worn, against interventions",
         tuple(matrix.LENGTHS), matrix.RECORDS, matrix.run_matrix, _matrix_answer,
+    ),
+    Experiment(
+        "trials", "is a trial worth following? its first choice, and the table's, against a full run of all",
+        tuple(trials.PRESETS), trials.RECORDS, trials.run_trials, _trials_answer,
     ),
     _rounds("lm-rounds", "does a GPT grow stiff over rounds of fine-tuning, one language after another?"),
     _rounds("lm-classification", "the same in rounds of classification: which of 16 languages, drawn anew?"),
