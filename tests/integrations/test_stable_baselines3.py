@@ -144,7 +144,7 @@ def test_every_intervention_acts_on_every_network(cls: Any) -> None:
 def test_a_mapping_chooses_the_network() -> None:
     callback = SuppleCallback(probe_size=48, interventions={"critic": [METHODS.ReDo(every=5, tau=0.5)]})
     agent(TD3).learn(80, callback=callback)
-    assert [type(h.model).__name__ for h in callback.handles] == ["ContinuousCritic"]
+    assert [type(h.model).__name__ for h in callback.handles] == ["Critic"]
     callback.detach()
     wrong = SuppleCallback(interventions={"value": [METHODS.L2Init()]})
     with pytest.raises(InputError, match=r"no such network; found: \['value'\]"):

@@ -47,8 +47,9 @@ class SuppleCallback(_base):  # type: ignore[misc]
     critic for SAC and TD3; a mapping ``{"critic": [...]}`` chooses. ``handles`` lists them network by network. Units
     that are reset are reset in the target network as well, with the same values, so that a target keeps its age but
     never holds units that the network has lost; all else reaches it by SB3's own copying or averaging. C-CHAIN
-    regularises the first output: the policy of PPO and A2C, the first of two critics (``kind="kl"`` for discrete
-    policies, ``"mse"`` for means and values; anything else is refused).
+    regularises the policy of PPO and A2C, the actor, all critics: ``kind="kl"`` for discrete policies, ``"gaussian"``
+    for SAC's actor, ``"mse"`` for means, actions and values (the mean over the critics); anything else is refused. A
+    coefficient that follows the loss (``by_loss``, ``target``) needs the actor of SAC or TD3.
 
     **Saving.** ``state_dict()`` beside ``model.save``; a new callback with ``load_state_dict`` takes it up at the
     start of the next ``learn``, before a step is made. For an off-policy agent save the replay buffer too.
@@ -254,7 +255,7 @@ class SuppleCallback(_base):  # type: ignore[misc]
         )
         with ExitStack() as undo:
             undo.callback(monitor.detach)
-            carried = Carried(self._networks, self.interventions, batch)
+            carried = Carried(self.model, self._networks, self.interventions, batch)
             undo.pop_all()
         self.monitor, self._carried, self._agent, self._batch = monitor, carried, self.model, batch
         if self._saved is not None:
