@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from supple.bench import lab, rounds
-from supple.bench.lab import matrix
+from supple.bench.lab import matrix, trials
 from supple.bench.tables import Table, markdown
 from supple.errors import InputError
 from supple.report import Comparison, ComparisonPage, Course
@@ -81,6 +81,13 @@ def _rounds_answer(folder: Path, name: str) -> Answer:
     return Answer(rounds.parts(records), rounds.figures(records), rounds.courses(records))
 
 
+def _trials_answer(folder: Path) -> Answer:
+    rows = trials.read(folder)
+    if not rows:
+        raise InputError("there are no records here", where=str(folder))
+    return Answer(trials.parts(rows), {"records": rows})
+
+
 def _rounds(kind: str, description: str) -> Experiment:
     records = rounds.KINDS[kind][1]
     return Experiment(
@@ -99,6 +106,10 @@ _ALL: Sequence[Experiment] = (
     Experiment(
         "matrix", "which remedy gives back what? mechanisms, built and worn, against interventions",
         tuple(matrix.LENGTHS), matrix.RECORDS, matrix.run_matrix, _matrix_answer,
+    ),
+    Experiment(
+        "trials", "is a trial worth following? its first choice, and the table's, against a full run of all",
+        tuple(trials.PRESETS), trials.RECORDS, trials.run_trials, _trials_answer,
     ),
     _rounds("lm-rounds", "does a GPT grow stiff over rounds of fine-tuning, one text after another?"),
     _rounds("lm-classification", "the same in rounds of classification: which of 16 texts, drawn anew?"),
