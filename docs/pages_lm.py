@@ -19,13 +19,46 @@ HEAD = (
 )
 
 
+DOMAINS = (
+    "Texts of another kind: plays, an encyclopaedia, speeches, Python, Spanish prose, shell pages, medical and",
+    "arithmetic questions with their answers, abstracts, passages; 16 rounds over 10 domains, so that six of them come",
+    "again with their second half.",
+    "",
+)
+CLASSIFICATION = (
+    "# lm-classification",
+    "",
+    "The rounds of [lm-rounds](lm-rounds.md) as classification: which of ten text domains is a window of 64 bytes of?",
+    "Every round numbers the domains anew; the class is read off the logits of the first ten tokens, no head is added.",
+    "Losses are nats a window; guessing gives 2.303.",
+    "",
+)
+
+
 def rounds() -> dict[str, str]:
-    """The page, from its committed records."""
+    """The pages of language and of domain rounds, from their committed records."""
+    lines = [NOTICE, "", *HEAD, *_part("lm-rounds/records.json", "languages", ()),
+             *_part("lm-rounds/domains.json", "text domains", DOMAINS)]  # fmt: skip
+    pages = {"results/lm-rounds.md": "\n".join(lines)}
+    if told := _part("lm-classification/domains.json", "text domains", ()):
+        pages["results/lm-classification.md"] = "\n".join([NOTICE, "", *CLASSIFICATION, *told])
+    return pages
+
+
+def _part(file: str, of: str, words: tuple[str, ...]) -> list[str]:
+    """A file of records as a section; how many of the runs are there, where some are not."""
+    from supple.bench.rounds import LENGTHS
     from supple.bench.rounds.words import render
 
-    path = ROOT / "results/lm-rounds/records.json"
+    path = ROOT / "results" / file
     if not path.exists():
-        return {}
+        return []
     data = read(path)
-    lines = [NOTICE, "", *HEAD, f"## Preset {data['preset']}", "", render(data["records"]), ""]
-    return {"results/lm-rounds.md": "\n".join([*lines, *origin(data)])}
+    lines = [f"## Preset {data['preset']}, {of}", "", *words]
+    wanted = LENGTHS[data["preset"]].seeds * len(data.get("arms", ()))
+    if len(data["records"]) < wanted:
+        lines += [
+            f"{len(data['records'])} of {wanted} runs are made; an arm is held against `fresh` on its own seeds.",
+            "",
+        ]
+    return [*lines, render(data["records"]), "", *origin(data)]

@@ -6,6 +6,7 @@ The image protocols need SUPPLE_DATA.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sys
 from pathlib import Path
@@ -28,6 +29,8 @@ RUNS = HERE.parent / "runs" / "results"
 METHODS = (
     "plain,fresh,linear,l2,l2init,shrink_perturb,cbp,redo,regrama,spectral,crelu,fourier,cchain,layernorm"
 )
+
+DOMAIN_ARMS = "full,fresh,restart,l2init,spectral,svf,lora"
 
 #: study, preset, seeds
 STUDY_PLAN = (
@@ -126,6 +129,21 @@ def make_rounds() -> Path:
     return _write("lm-rounds", "records.json", command, preset="small", records=rows)
 
 
+def make_domains(kind: str, preset: str) -> Path:
+    """Rounds over the text domains under SUPPLE_DATA; what was made before is not made again."""
+    data = Path(os.environ["SUPPLE_DATA"]) / "text"
+    rows = run_rounds(
+        RUNS / kind / f"{preset}-text", preset, say=print, data=data, kind=kind, arms=DOMAIN_ARMS.split(",")
+    )
+    return write_domains(kind, preset, rows)
+
+
+def write_domains(kind: str, preset: str, rows: list[dict[str, Any]]) -> Path:
+    """The records as they stand, with the command that makes them all."""
+    command = [f"supple bench run {kind} --preset {preset} --data $SUPPLE_DATA/text --methods {DOMAIN_ARMS}"]
+    return _write(kind, "domains.json", command, preset=preset, arms=DOMAIN_ARMS.split(","), records=rows)
+
+
 def _write(name: str, file: str, command: list[str], **content: Any) -> Path:
     table = {
         "command": command,
@@ -140,7 +158,14 @@ def _write(name: str, file: str, command: list[str], **content: Any) -> Path:
     return target
 
 
-EXPERIMENTS = {"lab": make_lab, "matrix": make_matrix, "trials": make_trials, "lm-rounds": make_rounds}
+EXPERIMENTS = {
+    "lm-domains": lambda: make_domains("lm-rounds", "small"),
+    "lm-domain-classification": lambda: make_domains("lm-classification", "demo"),
+    "lab": make_lab,
+    "matrix": make_matrix,
+    "trials": make_trials,
+    "lm-rounds": make_rounds,
+}
 
 if __name__ == "__main__":
     asked = set(sys.argv[1:])

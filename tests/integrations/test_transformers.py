@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,16 @@ import torch
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
 
+import supple
 from supple.errors import InputError
 from supple.integrations.transformers import SuppleCallback
 
@@ -28,12 +37,14 @@ def model() -> GPT2LMHeadModel:
     return GPT2LMHeadModel(GPT2Config(vocab_size=32, n_positions=16, n_embd=16, n_layer=2, n_head=2))
 
 
-def train(folder: Path, callbacks: list[Any], resume: bool = False, steps: int = 8) -> GPT2LMHeadModel:
+def train(
+    folder: Path, callbacks: list[Any], resume: bool = False, steps: int = 8, net: Any = None, **more: Any
+) -> Any:
     args = TrainingArguments(
         str(folder), max_steps=steps, per_device_train_batch_size=4, gradient_accumulation_steps=2,
-        save_steps=4, logging_steps=100, report_to=[], use_cpu=True, disable_tqdm=True, seed=1,
+        save_steps=4, logging_steps=100, report_to=[], use_cpu=True, disable_tqdm=True, seed=1, **more,
     )  # fmt: skip
-    net = model()
+    net = net or model()
     trainer = Trainer(net, args, train_dataset=data(64), eval_dataset=data(6), callbacks=callbacks)
     trainer.train(resume_from_checkpoint=resume)
     return net
@@ -68,3 +79,63 @@ def test_a_probe_without_labels_is_refused(tmp_path: Path) -> None:
     rows = [{"input_ids": r["input_ids"]} for r in data(4)]
     with pytest.raises(InputError, match="no labels"):
         train(tmp_path, [SuppleCallback(rows)], steps=1)
+
+
+def llama(change: str = "") -> Any:
+    torch.manual_seed(0)
+    net: Any = LlamaForCausalLM(
+        LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+                    num_key_value_heads=1, max_position_embeddings=16)
+    )  # fmt: skip
+    if change == "frozen":
+        for parameter in (*net.model.embed_tokens.parameters(), *net.model.layers[0].parameters()):
+            parameter.requires_grad_(False)
+    if change == "lora":
+        peft = pytest.importorskip("peft")
+        net = peft.get_peft_model(net, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    return net
+
+
+@pytest.mark.parametrize("case", ["plain", "mixed precision", "checkpointing", "frozen", "lora"])
+def test_settings_of_a_fine_tuning_change_no_bit_and_hide_no_row(case: str, tmp_path: Path) -> None:
+    more = {"mixed precision": {"bf16": True}, "checkpointing": {"gradient_checkpointing": True}}.get(
+        case, {}
+    )
+    alone = train(tmp_path / "a", [], net=llama(case), **more)
+    callback = SuppleCallback(data(6), every=2, instruments="standard")
+    watched = train(tmp_path / "b", [callback], net=llama(case), **more)
+    assert all(torch.equal(a, b) for a, b in zip(alone.parameters(), watched.parameters(), strict=True))
+    assert any(
+        not torch.equal(a, b) for a, b in zip(llama(case).parameters(), watched.parameters(), strict=True)
+    )
+    found = {r.instrument for r in callback.records if r.status == "measured"}
+    assert {"loss", "dead", "grama", "effective_rank", "sigma_ratio"} <= found
+    assert all(r.note for r in callback.records if r.status != "measured")
+
+
+def test_an_intervention_acts_through_the_trainers_optimizer(tmp_path: Path) -> None:
+    alone = train(tmp_path / "a", [], net=llama())
+    callback = SuppleCallback(data(6), every=2, interventions=[supple.interventions.L2Init(coef=1.0)])
+    pulled = train(tmp_path / "b", [callback], net=llama())
+    start = [p.detach() for p in llama().parameters()]
+
+    def moved(net: Any) -> float:
+        return sum(
+            float((p.detach() - s).square().sum()) for p, s in zip(net.parameters(), start, strict=True)
+        )
+
+    assert moved(pulled) < moved(alone)
+
+
+def test_the_three_lines_of_the_readme_run_as_they_stand(tmp_path: Path) -> None:
+    text = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    block = next(b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "SuppleCallback" in b)
+    lines = [line for line in block.splitlines() if line and not line.startswith("#")]
+    assert len(lines) == 3
+    args = TrainingArguments(
+        str(tmp_path), max_steps=3, report_to=[], use_cpu=True, disable_tqdm=True, save_strategy="no"
+    )
+    names = {"Trainer": Trainer, "model": llama(), "args": args, "train_set": data(16), "eval_set": data(6)}
+    exec(compile(block, "README.md", "exec"), names)
+    mine = [c for c in names["trainer"].callback_handler.callbacks if isinstance(c, SuppleCallback)]
+    assert [c.monitor.step for c in mine] == [3]

@@ -18,7 +18,7 @@ from supple.scan import scan
 from supple.scan.matrices import Matrix, Skipped, matrices
 from supple.scan.measure import INSTRUMENTS, measure
 from supple.scan.sources import open_checkpoint
-from supple.scan.trend import kendall_p
+from supple.scan.trend import judge, kendall_p
 from supple.status import Status
 
 
@@ -241,6 +241,59 @@ def test_budget_labels_and_bad_arguments(tmp_path: Path) -> None:
             scan(tmp_path / "a", **options)
     with pytest.raises(InputError, match="no checkpoint"):
         scan([])
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "spiked", "decaying", "low rank"])
+@pytest.mark.parametrize("shape", [(400, 300), (280, 500)])
+def test_estimates_lie_within_the_error_that_they_state(kind: str, shape: tuple[int, int]) -> None:
+    w = gaussian(*shape)
+    if kind == "spiked":
+        w += 5 * gaussian(shape[0], 8, seed=1) @ gaussian(8, shape[1], seed=2) / 8
+    elif kind != "gaussian":
+        u, _, v = torch.linalg.svd(w, full_matrices=False)
+        index = torch.arange(1, min(shape) + 1.0)
+        w = u @ torch.diag(index**-0.5 if kind == "decaying" else (index <= 6).float()) @ v
+    matrix = Matrix("w", "", w, "F32")
+    exact = {(r.instrument, r.variant): r for r in measure(matrix, "run", 0)}
+    for row in measure(matrix, "run", 0, estimate=True):
+        if row.instrument in ("srank", "below_noise_floor"):
+            assert row.status == "not_measured"
+            assert "whole spectrum" in row.note
+            continue
+        true = exact[row.instrument, row.variant].value
+        assert abs(row.value - true) <= (row.error + 1e-5) * true, row
+        assert row.error < 0.15  # a statement that says something
+    small = measure(Matrix("w", "", gaussian(20, 30), "F32"), "run", 0, estimate=True)
+    assert all(math.isnan(r.error) and r.status == "measured" for r in small)  # exact where that costs little
+
+
+def test_a_change_within_the_errors_of_estimates_is_no_finding() -> None:
+    falling = [100.0, 99, 98, 97, 96, 95]
+    assert judge("w", "", "effective_rank", falling, -1, 4).status is Status.PRESENT
+    estimated = judge("w", "", "effective_rank", falling, -1, 4, error=0.03)
+    assert estimated.status is Status.INCONCLUSIVE
+    assert "3.0%" in estimated.reason
+    assert judge("w", "", "effective_rank", falling, -1, 4, error=0.01).status is Status.PRESENT
+
+
+def test_estimated_scans_say_so(tmp_path: Path) -> None:
+    weights = {
+        "w.weight": gaussian(300, 300),
+        "zero.weight": torch.zeros(300, 300),
+        "small.weight": gaussian(8, 8),
+    }
+    path = save(tmp_path / "m.safetensors", weights)
+    report = scan(path, estimate=True)
+    text = str(report)
+    assert text.count("by its own statement") == 2
+    assert "all values are zero" in text
+    assert "estimate" not in str(scan(path))
+    zero = report.records.select(layer="zero", instrument="effective_rank", variant="")[0]
+    assert (zero.value, zero.error) == (0.0, 0.0)
+    bad = gaussian(300, 300)
+    bad[0, 0] = math.inf
+    broken = scan(save(tmp_path / "b.safetensors", {"w.weight": bad}), estimate=True)
+    assert {r.status for r in broken.records} == {"invalid"}
 
 
 def test_public_name_works(tmp_path: Path) -> None:

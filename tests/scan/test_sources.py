@@ -114,23 +114,6 @@ def test_truncated_files_are_refused_at_every_length(tmp_path: Path) -> None:
                 read_state(path)
 
 
-def test_mutated_headers_never_crash_and_never_change_values_silently(tmp_path: Path) -> None:
-    whole = bytearray(make("safetensors", tmp_path).read_bytes())
-    header = 8 + int.from_bytes(whole[:8], "little")
-    rng, path, refused = random.Random(1), tmp_path / "mutated.safetensors", 0
-    for _ in range(200):
-        damaged = bytearray(whole)
-        damaged[rng.randrange(header)] = rng.randrange(256)
-        path.write_bytes(damaged)
-        try:
-            state = read_state(path)
-        except InputError:
-            refused += 1
-        else:  # a changed letter in a name, or a byte that changed to itself
-            assert sorted(v.numel() for v in state.values()) == [6, 24]
-    assert refused > 100
-
-
 def test_overlap_hole_and_tail_are_refused(tmp_path: Path) -> None:
     def write(table: dict[str, object], data: int) -> Path:
         raw = json.dumps(table).encode()

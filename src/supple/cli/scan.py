@@ -29,6 +29,9 @@ class Scan:
     """Measure embedding tables too."""
     budget: float | None = None
     """Seconds; what is not reached by then is listed as not measured."""
+    estimate: bool = False
+    """Large matrices by a few products with them, each value with its stated error; srank and the noise floor are
+    left out."""
     json: Path | None = None
     """Write everything as JSON to this file, or to stdout with -."""
     fail_on: Literal["present", "inconclusive", "never"] = "never"
@@ -76,6 +79,7 @@ class Scan:
                 instruments=names,
                 embeddings=self.embeddings,
                 budget=self.budget,
+                estimate=self.estimate,
                 progress=progress,
             )
         return report

@@ -3,6 +3,7 @@ into an existing network with widths kept consistent, or refuses with the module
 """
 
 from supple.nn.convert import convert_
+from supple.nn.experts import ExpertBank, cross_entropy_method, policy_gradient_loss
 from supple.nn.forgetting import ForgettingAttention, ForgettingCache
 from supple.nn.insert import Insertion, insert_norms_
 from supple.nn.lora import LoRAAdapter, lora_
@@ -15,6 +16,7 @@ __all__ = [
     "CReLU",
     "Conversion",
     "DeepFourier",
+    "ExpertBank",
     "ForgetGates",
     "ForgettingAttention",
     "ForgettingCache",
@@ -22,9 +24,11 @@ __all__ = [
     "LoRAAdapter",
     "SVFAdapter",
     "convert_",
+    "cross_entropy_method",
     "init_pairs_",
     "insert_forget_gates_",
     "insert_norms_",
     "lora_",
+    "policy_gradient_loss",
     "svf_",
 ]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ class LinearAdapter(nn.Module, abc.ABC):
         self.layers = dict(layers)  # a plain dict: the base model is not a part of the adapter
         self.names = list(layers)
         self._merged: dict[str, Tensor] | None = None
+        self._off = False
         self._frozen: list[tuple[nn.Parameter, bool]] = []
         self._hooks: list[Any] = []
 
@@ -35,6 +37,11 @@ class LinearAdapter(nn.Module, abc.ABC):
     @abc.abstractmethod
     def _added(self, index: int, inputs: Tensor) -> Tensor:
         """What the adapter adds to the output of the layer at this place."""
+
+    @property
+    def merged(self) -> bool:
+        """Whether the adapted weights are in the base model."""
+        return self._merged is not None
 
     def _install(self) -> None:
         """Begin to add to the outputs."""
@@ -50,9 +57,22 @@ class LinearAdapter(nn.Module, abc.ABC):
 
     def _hook(self, index: int) -> Callable[..., Tensor | None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            return None if self._merged is not None else output + self._added(index, args[0])
+            if self._off or self._merged is not None:
+                return None
+            return output + self._added(index, args[0])
 
         return hook
+
+    @contextlib.contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The base model as it is, for as long as this lasts; refused while the adapter is merged."""
+        if self._merged is not None:
+            raise AttachError("a merged adapter cannot be switched off", do="call unmerge() first")
+        before, self._off = self._off, True
+        try:
+            yield
+        finally:
+            self._off = before
 
     @torch.no_grad()
     def merge(self) -> None:

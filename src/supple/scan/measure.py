@@ -23,6 +23,8 @@ SRANK_DELTA = 0.01
 #: rms of the rounding error over the rms of the values, per unit of number spacing at 1: measured on Gaussian
 #: matrices (bf16, spacing 2**-7: 1.4e-3) and near 1/sqrt(12) of the mean spacing
 ROUNDING = 0.18
+#: up to this short side the whole spectrum costs little more than an estimate
+EXACT_SIDE = 256
 #: this share of singular values under the floor makes rank metrics meaningless
 NOISY_SHARE = 0.01
 
@@ -42,8 +44,14 @@ def chosen(instruments: tuple[str, ...] | str) -> tuple[str, ...]:
     return names
 
 
-def measure(matrix: Matrix, run: str, step: int, instruments: tuple[str, ...] = INSTRUMENTS) -> list[Record]:
-    """Records of one matrix; an empty or non-finite one gives INVALID rows with the reason."""
+def measure(
+    matrix: Matrix, run: str, step: int, instruments: tuple[str, ...] = INSTRUMENTS, estimate: bool = False
+) -> list[Record]:
+    """Records of one matrix; an empty or non-finite one gives INVALID rows with the reason.
+
+    ``estimate`` takes `supple.functional.estimated_spectrum_statistics` where the short side is longer than
+    `EXACT_SIDE`; what needs the whole spectrum is not measured there.
+    """
     values = matrix.values
 
     def row(name: str, value: float, **more: Any) -> Record:
@@ -53,8 +61,10 @@ def measure(matrix: Matrix, run: str, step: int, instruments: tuple[str, ...] = 
     if bad:
         reason = f"{bad} of {values.numel()} values are NaN or Inf"
         return [row(name, math.nan, status=Status.INVALID.value, note=reason) for name in instruments]
-    s = F.singular_values(values)
     side = min(values.shape)
+    if estimate and side > EXACT_SIDE:
+        return _estimated(matrix, run, step, instruments)
+    s = F.singular_values(values)
     noisy = below_noise_floor(values, s, matrix.dtype)
     notes = [matrix.note, "all values are zero" if not float(s[0]) else ""]
     if noisy > NOISY_SHARE:
@@ -76,6 +86,62 @@ def measure(matrix: Matrix, run: str, step: int, instruments: tuple[str, ...] = 
         for name in instruments
         for variant, value in table[name]
     ]
+
+
+def _estimated(matrix: Matrix, run: str, step: int, instruments: tuple[str, ...]) -> list[Record]:
+    """Records with the relative error that the estimate states of itself."""
+    values, side = matrix.values, min(matrix.values.shape)
+    found = F.estimated_spectrum_statistics(values)
+    size = float(found.frobenius_norm)
+    notes = [matrix.note, "all values are zero" if not size else ""]
+    rank, top, nuclear = (float(v) for v in (found.effective_rank, found.sigma_max, found.nuclear_norm))
+    rank_error, top_error, nuclear_error = (
+        float(e) / v if v else 0.0
+        for e, v in (
+            (found.effective_rank_error, rank), (found.sigma_max_error, top), (found.nuclear_norm_error, nuclear),
+        )
+    )  # fmt: skip
+    if size and not rank_error:
+        more = _hidden(values, matrix.dtype, size / nuclear)
+        nuclear_error, rank_error = nuclear_error + more[0], more[1]
+    table: dict[str, tuple[list[tuple[str, float]], float]] = {
+        "sigma_ratio": ([("", top / nuclear if nuclear else 0.0)], top_error + nuclear_error),
+        "sigma_max": ([("", top)], top_error),
+        "effective_rank": (_both(rank, side), rank_error),
+        "stable_rank": (_both(float(found.stable_rank), side), 2 * top_error),
+        "weight_norm": ([("", size)], 0.0),
+        "weight_rms": ([("", size / math.sqrt(values.numel()))], 0.0),
+    }
+    note = "; ".join(n for n in notes if n)
+    rows: list[Record] = []
+    for name in instruments:
+        if name not in table:
+            rows.append(
+                Record(name, math.nan, layer=matrix.layer, part=matrix.part, run=run, step=step,
+                       status=Status.NOT_MEASURED.value, note="it needs the whole spectrum; leave the estimate out")
+            )  # fmt: skip
+            continue
+        forms, error = table[name]
+        rows += [
+            Record(name, value, layer=matrix.layer, part=matrix.part, variant=variant, run=run, step=step,
+                   error=error, samples=side, note=note)
+            for variant, value in forms
+        ]  # fmt: skip
+    return rows
+
+
+def _hidden(values: Tensor, dtype: str, flatness: float) -> tuple[float, float]:
+    """Relative errors of nuclear norm and effective rank of a matrix that a few directions seem to hold in full.
+
+    The rounding of a 16-bit format adds k small directions that float32 products cannot tell from nothing: a share
+    p = sqrt(k) * rounding * ||W||_F / S of the nuclear norm S, and at most p (ln(k / p) + 1) of entropy.
+    """
+    spacing = COARSE.get(dtype) or widened_from(values)
+    if spacing is None:
+        return 0.0, 0.0
+    k = min(values.shape)
+    share = min(1.0, math.sqrt(k) * ROUNDING * spacing * flatness)
+    return share, math.expm1(share * (math.log(k / share) + 1))
 
 
 def _both(value: float, side: int) -> list[tuple[str, float]]:

@@ -93,13 +93,19 @@ class ScanReport:
         lines = [head, f"{'matrix':<{NAME_WIDTH}}" + "".join(f"{title:>8}" for title, _, _ in COLUMNS)]
         rows: dict[tuple[str, str], dict[tuple[str, str], float]] = {}
         notes: dict[tuple[str, str], str] = {}
+        errors: dict[tuple[str, str], list[float]] = {}
         for r in self.records.select(run=run):
             rows.setdefault((r.layer, r.part), {})[r.instrument, r.variant] = r.value
-            notes[r.layer, r.part] = r.note
+            if r.status != Status.NOT_MEASURED.value:
+                notes[r.layer, r.part] = r.note
+            errors.setdefault((r.layer, r.part), []).append(r.error)
         for (layer, part), values in rows.items():
             name = f"{layer} [{part}]" if part else layer
             cells = (values.get((i, v), math.nan) for _, i, v in COLUMNS)
             lines.append(f"{_short(name):<{NAME_WIDTH}}" + "".join(f"{_cell(c):>8}" for c in cells))
+            worst = max((e for e in errors[layer, part] if not math.isnan(e)), default=math.nan)
+            if not math.isnan(worst):
+                lines.append(f"    estimated, to {worst:.2%} by its own statement")
             if notes[layer, part]:
                 lines.append(f"    {notes[layer, part]}")
         return lines

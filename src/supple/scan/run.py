@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from supple.errors import InputError
-from supple.records import Records
-from supple.scan.matrices import Skipped, matrices
+from supple.records import Record, Records
+from supple.scan.matrices import Matrix, Skipped, matrices
 from supple.scan.measure import INSTRUMENTS, chosen, measure
 from supple.scan.report import Failure, ScanReport
 from supple.scan.sources import Checkpoint, open_checkpoint
@@ -26,13 +26,15 @@ def scan(
     instruments: tuple[str, ...] | str = INSTRUMENTS,
     embeddings: bool = False,
     budget: float | None = None,
+    estimate: bool = False,
     progress: Progress | None = None,
 ) -> ScanReport:
     """Spectra and ranks of the weights on disk; with two or more checkpoints, round against round.
 
     Per matrix: sigma_1 / sum of sigma, sigma_1, effective, stable and threshold rank, norms, and the
     share of singular values below the rounding noise of the storage format. Exact (float64 Gram of the
-    short side); one tensor in memory at a time; nothing in a file is executed. A file that cannot be read
+    short side) unless ``estimate``; one tensor in memory at a time; nothing in a file is executed. A file that cannot
+    be read
     becomes a failure with its message and the rest goes on.
 
     Args:
@@ -41,6 +43,9 @@ def scan(
         instruments: names from `supple.scan.INSTRUMENTS`, or ``"all"``.
         embeddings: measure embedding tables too.
         budget: seconds; matrices not reached by then are listed as not measured.
+        estimate: matrices with a short side over 256 by stochastic Lanczos quadrature, each value with the
+            relative error that it states of itself (``error`` of its record); srank and the noise floor are not
+            measured then, and a change within the errors is no finding.
         progress: called as ``progress(label, matrices_done)`` after each matrix.
 
     Returns:
@@ -62,7 +67,10 @@ def scan(
     for step, (path, label) in enumerate(zip(listed, _labels(listed), strict=True)):
         try:
             checkpoint = open_checkpoint(path, label)
-            rows, left_out = _measure_all(checkpoint, step, names, embeddings, deadline, progress)
+            rows, left_out = _measure_all(
+                checkpoint, lambda m, c=checkpoint, s=step: measure(m, c.label, s, names, estimate),
+                embeddings, deadline, progress,
+            )  # fmt: skip
         except InputError as error:
             failures.append(Failure(str(path), str(error)))
             continue
@@ -93,8 +101,7 @@ def _labels(paths: Sequence[str | Path]) -> list[str]:
 
 def _measure_all(
     checkpoint: Checkpoint,
-    step: int,
-    names: tuple[str, ...],
+    look: Callable[[Matrix], list[Record]],
     embeddings: bool,
     deadline: float | None,
     progress: Progress | None,
@@ -106,7 +113,7 @@ def _measure_all(
         elif deadline is not None and time.monotonic() > deadline:
             skipped[f"{item.layer} {item.part}".strip()] = "the time budget was spent"
         else:
-            records.extend(measure(item, checkpoint.label, step, names))
+            records.extend(look(item))
             done += 1
             if progress is not None:
                 progress(checkpoint.label, done)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from supple.records import Records
+from supple.records import MEASURED, Record, Records
 from supple.status import Status
 
 #: a change of the whole series that matters, as a share of the first value
@@ -73,27 +73,40 @@ def kendall_p(values: Sequence[float], direction: int) -> float:
 
 def trends(records: Records, runs: Sequence[str]) -> list[Trend]:
     """Every watched quantity of every matrix that exists in all rounds, first the ones that say most."""
-    table: dict[tuple[str, str, str], dict[str, float]] = {}
+    table: dict[tuple[str, str, str], dict[str, Record]] = {}
     invalid: set[tuple[str, str]] = set()
     for r in records:
-        if r.status != "measured":
+        if r.status == Status.INVALID.value:
             invalid.add((r.layer, r.part))
-        if (r.instrument, r.variant) in {(i, v) for i, v, _ in WATCHED}:
-            table.setdefault((r.layer, r.part, r.instrument), {})[r.run] = r.value
+        if r.status == MEASURED and (r.instrument, r.variant) in {(i, v) for i, v, _ in WATCHED}:
+            table.setdefault((r.layer, r.part, r.instrument), {})[r.run] = r
     count = max(1, len({key[:2] for key in table}))
     found = []
     for (layer, part, instrument), by_run in table.items():
         if len(by_run) == len(runs) and (layer, part) not in invalid:
             direction = next(d for i, _, d in WATCHED if i == instrument)
-            found.append(judge(layer, part, instrument, [by_run[r] for r in runs], direction, count))
+            rows = [by_run[r] for r in runs]
+            errors = [0.0 if math.isnan(r.error) else r.error for r in rows]
+            found.append(
+                judge(layer, part, instrument, [r.value for r in rows], direction, count, max(errors))
+            )
     rank = {Status.PRESENT: 0, Status.INCONCLUSIVE: 1, Status.ABSENT: 2, Status.NOT_MEASURED: 3}
     return sorted(found, key=lambda t: (rank[t.status], -abs(t.change), t.name, t.instrument))
 
 
 def judge(
-    layer: str, part: str, instrument: str, values: Sequence[float], direction: int, matrices: int
+    layer: str,
+    part: str,
+    instrument: str,
+    values: Sequence[float],
+    direction: int,
+    matrices: int,
+    error: float = 0.0,
 ) -> Trend:
-    """The verdict on one series: steady and large and unlikely by chance, or the reason why not."""
+    """The verdict on one series: steady and large and unlikely by chance, or the reason why not.
+
+    ``error`` is the largest relative error of the values where they are estimates.
+    """
     first, last = values[0], values[-1]
     if first == 0:
         reason = "zero in the first round: no relative change"
@@ -106,6 +119,11 @@ def judge(
     large = direction * change >= SMALLEST_CHANGE
     if not large:
         status, reason = Status.ABSENT, f"changes by less than {SMALLEST_CHANGE:.0%} towards debt"
+    elif abs(change) <= 2 * error:
+        status, reason = (
+            Status.INCONCLUSIVE,
+            f"the estimates are good to {error:.1%} each: measure it exactly",
+        )
     elif p >= LEVEL:
         status = Status.INCONCLUSIVE
         reason = f"{len(values)} rounds and {matrices} matrices leave p = {p:.2g}"
