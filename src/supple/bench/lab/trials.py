@@ -24,6 +24,7 @@ from supple.bench.lab.matrix import Court, Length
 from supple.bench.lab.run import bench, complete, lines, network
 from supple.bench.lab.truth import PATIENCE, RATE
 from supple.bench.statistics import wilson
+from supple.bench.tables import Cell, Table, markdown
 from supple.diagnose.run import run as diagnose
 from supple.diagnose.trial import FAMOUS, NOTHING, RESTART, default_candidates, trial
 from supple.errors import InputError
@@ -158,22 +159,32 @@ def summary(rows: Sequence[Row], *, restart: bool) -> dict[str, dict[str, float]
 
 
 def render(rows: Sequence[Row]) -> str:
-    """Markdown: who chooses well, and the cases in which the trial did not."""
-    text: list[str] = []
-    for restart, title in ((False, "Among the remedies"), (True, "With a restart among the candidates")):
-        text += [f"{title}:", "", "| choice of | right | mean distance to the best |", "|---|---|---|"]
-        for who, s in summary(rows, restart=restart).items():
-            text.append(
-                f"| {who} | {s['right']}/{s['n']} [{s['lo']:.2f}, {s['hi']:.2f}] | {s['regret']:.3f} |"
-            )
-        text.append("")
+    """Markdown of the tables."""
+    return markdown(parts(rows))
+
+
+def parts(rows: Sequence[Row]) -> list[str | Table]:
+    """Who chooses well, and the cases in which the trial did not."""
+    told: list[str | Table] = [
+        _choices(rows, False, "Among the remedies"), _choices(rows, True, "With a restart among the candidates"),
+    ]  # fmt: skip
     clear = [r for r in rows if r["clear"]]
-    text.append(f"The trial called its first choice clear in {len(clear)} of {len(rows)} cases.")
-    wrong = [r for r in rows if regret(r, choices(r, restart=False)["trial"], restart=False) > NEAR]
-    if wrong:
-        text += ["", "| case | trial | best remedy | distance |", "|---|---|---|---|"]
-    for row in wrong:
+    told.append(f"The trial called its first choice clear in {len(clear)} of {len(rows)} cases.")
+    lines = []
+    for row in rows:
         mine = choices(row, restart=False)["trial"]
-        best = max((n for n in row["levels"] if n != RESTART), key=row["levels"].__getitem__)
-        text.append(f"| {row['case']} | {mine} | {best} | {regret(row, mine, restart=False):.3f} |")
-    return "\n".join(text)
+        lost = regret(row, mine, restart=False)
+        if lost > NEAR:
+            best = max((n for n in row["levels"] if n != RESTART), key=row["levels"].__getitem__)
+            lines.append([row["case"], mine, best, Cell(f"{lost:.3f}", value=lost)])
+    return [*told, Table("wrong", ("case", "trial", "best remedy", "distance"), lines)] if lines else told
+
+
+def _choices(rows: Sequence[Row], restart: bool, title: str) -> Table:
+    lines = [
+        [who, Cell(f"{s['right']}/{s['n']} [{s['lo']:.2f}, {s['hi']:.2f}]",
+                   **{k: s[k] for k in ("right", "n", "lo", "hi")}),
+         Cell(f"{s['regret']:.3f}", value=s["regret"])]
+        for who, s in summary(rows, restart=restart).items()
+    ]  # fmt: skip
+    return Table(title.lower(), ("choice of", "right", "mean distance to the best"), lines, f"{title}:")
