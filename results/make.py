@@ -34,7 +34,7 @@ METHODS = (
 
 #: study, preset, seeds
 STUDY_PLAN = (
-    ("grama-vs-dormant", "small", 5), ("predicts", "demo", 3), ("rl-gym", "small", 5), ("rl-minatar", "small", 5),
+    ("grama-vs-dormant", "small", 5), ("predicts", "demo", 3), ("rl-gym", "small", 5), ("rl-minatar", "small", 3),
 )  # fmt: skip
 #: protocol, preset, methods, seeds; a name that ends in -iid is the shuffled control
 PLAN = (
