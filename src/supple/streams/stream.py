@@ -55,11 +55,14 @@ class Task:
         return self._batches(size, epochs)
 
     def _batches(self, size: int, epochs: int) -> Iterator[tuple[Tensor, Tensor]]:
-        used = len(self) // size * size
         for epoch in range(epochs):
-            order = torch.randperm(len(self), generator=generator(self.seed, "order", self.index, epoch))
-            for rows in order[:used].split(size * CHUNK):
+            for rows in self.order(size, epoch).split(size * CHUNK):
                 yield from zip(self.inputs[rows].split(size), self.targets[rows].split(size), strict=True)
+
+    def order(self, size: int, epoch: int) -> Tensor:
+        """Rows of the data in the order in which the full batches of an epoch take them."""
+        order = torch.randperm(len(self), generator=generator(self.seed, "order", self.index, epoch))
+        return order[: len(self) // size * size]
 
     def probe(self, size: int) -> tuple[Tensor, Tensor]:
         """A keyed sample of the task's data, the same rows in every task of a stream, to measure on."""
