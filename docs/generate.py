@@ -12,7 +12,7 @@ from typing import Any
 
 from page import ROOT
 from pages_claims import claims
-from pages_lab import lab, matrix
+from pages_lab import lab, matrix, trials
 from pages_lm import rounds
 from pages_registry import instruments, interventions
 from pages_results import results, results_index
@@ -24,6 +24,7 @@ SOURCES: tuple[Callable[[], dict[str, str]], ...] = (
     studies,
     lab,
     matrix,
+    trials,
     rounds,
     claims,
     instruments,

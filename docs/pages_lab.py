@@ -1,4 +1,4 @@
-"""The pages of the lab: verdicts against truth, and the matrix of remedies."""
+"""The pages of the lab: verdicts against truth, the matrix of remedies, trials against full runs."""
 
 from __future__ import annotations
 
@@ -35,6 +35,18 @@ MATRIX_HEAD = (
     "remedy that is meant to prevent may give nothing back here.",
     "",
 )
+TRIALS_HEAD = (
+    "# trials",
+    "",
+    "Is a trial worth following? For networks of the lab's evaluation half, ill and healthy, all candidates of a trial",
+    "(the live lines of the prescription, continual backprop, nothing, a restart before every task) go on over new",
+    "random-label tasks, several sequences of them. The level of a candidate is its mean learning score (accuracy",
+    "above chance, of each batch before its update) over the last half of the tasks. A choice is right where its level",
+    "is within 0.02 of the best candidate's. **trial** is what `supple.trial` puts first, **table** the first line of",
+    "the prescription without a trial (nothing where there is no live line); the rest are fixed choices. Intervals",
+    "are Wilson's, 95 %.",
+    "",
+)
 
 
 def lab() -> dict[str, str]:
@@ -69,3 +81,23 @@ def matrix() -> dict[str, str]:
     data = read(path)
     lines = [NOTICE, "", *MATRIX_HEAD, f"## Preset {data['preset']}", "", render(data["records"]), ""]
     return {"results/matrix.md": "\n".join([*lines, *origin(data)])}
+
+
+def trials() -> dict[str, str]:
+    """The page of the trials, from its committed records."""
+    from supple.bench.lab.trials import PRESETS, render
+
+    path = ROOT / "results/trials/records.json"
+    if not path.exists():
+        return {}
+    data = read(path)
+    size = PRESETS[data["preset"]]
+    lines = [NOTICE, "", *TRIALS_HEAD, f"## Preset {data['preset']}", ""]
+    lines += [
+        f"{len(data['records'])} networks; trials of up to {size.budget:g} s; full runs of {size.sequences} sequences "
+        f"of {size.tasks} tasks.",
+        "",
+        render(data["records"]),
+        "",
+    ]
+    return {"results/trials.md": "\n".join([*lines, *origin(data)])}

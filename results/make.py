@@ -18,6 +18,7 @@ from supple.bench import collect, grid, protocols, with_engine
 from supple.bench.lab import run_lab
 from supple.bench.lab.cases import EVALUATION, TRAIN
 from supple.bench.lab.matrix import run_matrix
+from supple.bench.lab.trials import run_trials
 from supple.bench.rounds import run_rounds
 from supple.bench.studies import STUDIES
 from supple.cli.train import train
@@ -111,6 +112,13 @@ def make_matrix() -> Path:
     return _write("matrix", "records.json", command, preset="small", records=rows)
 
 
+def make_trials() -> Path:
+    """What a trial puts first, against full runs."""
+    rows = run_trials(RUNS / "trials" / "small", "small", say=print)
+    command = ["supple bench run trials --preset small"]
+    return _write("trials", "records.json", command, preset="small", records=rows)
+
+
 def make_rounds() -> Path:
     """Fine-tuning rounds of a small language model; needs the languages under SUPPLE_DATA."""
     rows = run_rounds(RUNS / "lm-rounds" / "small", "small", say=print)
@@ -132,7 +140,7 @@ def _write(name: str, file: str, command: list[str], **content: Any) -> Path:
     return target
 
 
-EXPERIMENTS = {"lab": make_lab, "matrix": make_matrix, "lm-rounds": make_rounds}
+EXPERIMENTS = {"lab": make_lab, "matrix": make_matrix, "trials": make_trials, "lm-rounds": make_rounds}
 
 if __name__ == "__main__":
     asked = set(sys.argv[1:])

@@ -96,7 +96,7 @@ def trainability(
 
     Copies of the network and of twins learn the same fresh tasks: random labels or values on the probe's inputs,
     or the ``task`` given. ``ratio`` is what the network learns over what its twins learn, with a 95 % interval
-    ``lo``, ``hi``; ``status`` is PRESENT where the interval lies below 0.90. See
+    ``lo``, ``hi``; ``status`` is PRESENT where the ratio is below 0.935 and ``hi`` below 0.97. See
     `supple.diagnose.trainability.trainability` for the score.
 
     Args:

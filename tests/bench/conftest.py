@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,3 +62,18 @@ def language_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
     monkeypatch.setenv("SUPPLE_DATA", str(folder))
     yield folder
     languages.cache_clear()
+
+
+@pytest.fixture
+def domain_folder(tmp_path: Path) -> Path:
+    """Three domains, each with letters of its own; one is a folder, one has rows of JSON; a file of another kind."""
+    folder = tmp_path / "domains"
+    (folder / "code").mkdir(parents=True)
+    (folder / "maths").mkdir()
+    (folder / "plays.txt").write_text("abcde" * 4000)
+    (folder / "code" / "train.txt").write_text("fghij" * 4000)
+    (folder / "code" / "val.txt").write_text("no one reads this")
+    row = json.dumps({"question": "k" * 30, "answer": "l" * 30, "level": 3})
+    (folder / "maths" / "train.jsonl").write_text((row + "\n") * 330)
+    (folder / "notes.md").write_text("not a domain")
+    return folder

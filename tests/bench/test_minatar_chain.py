@@ -162,6 +162,17 @@ def test_the_target_has_the_resets_and_follows_shrink_and_perturb() -> None:
         assert not same(weights(agent.target), weights(agent.net))  # once a task
 
 
+@pytest.mark.parametrize("method", ["shrink_perturb_boundary", "fire_boundary"])
+def test_what_rewrites_the_network_at_the_boundary_renews_the_target_there(method: str) -> None:
+    learner = begun(method, target_every=1000)
+    learner.learn(learner.protocol.sequence(0).task(0))
+    first = weights(learner.agent.net)
+    assert not same(first, weights(learner.agent.target))
+    learner.start(1)
+    assert not same(first, weights(learner.agent.net))
+    assert same(weights(learner.agent.net), weights(learner.agent.target))
+
+
 def test_the_loss_for_the_instruments_is_that_of_the_agent() -> None:
     learner = begun()
     task = learner.protocol.sequence(0).task(0)

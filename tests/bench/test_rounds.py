@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from supple.bench.networks import keyed
-from supple.bench.rounds import RECORDS, answer, folder_of, run_rounds
+from supple.bench.rounds import RECORDS, figures, folder_of, records_of, run_rounds
 from supple.bench.rounds.bases import RATE, Sizes, Small
 from supple.bench.rounds.course import Identification, fixed_probe, loss_fn
 from supple.bench.rounds.learner import Learner
@@ -339,7 +339,7 @@ def test_it_resumes_and_reports_from_the_command_line(
     assert main(["bench", "report", str(folder), "--json", str(tmp_path / "page.json")]) == 0
     assert "full fine-tuning ends" in capsys.readouterr().out
     found = json.loads((tmp_path / "page.json").read_text())
-    assert found["verdict"] == answer(folder)[1]["verdict"]
+    assert found["verdict"] == figures(records_of(folder))["verdict"]
     assert set(found["table"]) == {"full", "fresh", "restart"}
     assert len(found["records"]) == 3
 

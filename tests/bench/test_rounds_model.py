@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from supple.bench.rounds import RECORDS, run_rounds
-from supple.bench.rounds.arms import ARMS, Length
+from supple.bench.rounds.arms import ARMS, Arm, Length
 from supple.bench.rounds.bases import Sizes
 from supple.bench.rounds.course import Course
+from supple.bench.rounds.learner import Learner
 from supple.bench.rounds.measure import ranks
 from supple.bench.rounds.run import run_arm
+from supple.bench.rounds.words import render
 from supple.cli.main import main
 from supple.errors import InputError
 from supple.observe.guard import rng_guard
@@ -99,6 +101,35 @@ def test_arms_begin_with_the_folder_and_adapters_in_round_0(language_data: Path,
     assert rows["lora"][0]["ranks"] != start
     for row in (r for rounds in rows.values() for r in rounds):
         assert all(math.isfinite(row["probe"][k]) for k in ("cloned", "churn", "ntk_rank99", "loss"))
+
+
+def test_forgetting_attention_begins_with_the_folder_or_is_refused_by_name(
+    language_data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import supple.bench.rounds.run as room
+
+    monkeypatch.setattr(room, "LENGTHS", {"tiny": Length(1, 3, 10)})
+    arms = ["full", "fresh", "forgetting", "forgetting_fresh"]
+    rows = {r["arm"]: r for r in run_rounds(tmp_path / "out", "tiny", arms=arms, model=model)}
+    if model.name == "gpt2":
+        assert "GPT2Attention: no q_proj" in rows["forgetting"]["refused"]
+        assert rows["full"]["rounds"]
+        assert "forgetting was not run: forget gates go into Llama-style attention" in render(
+            list(rows.values())
+        )
+        return
+    first = [rows[a]["rounds"][0]["blocks"][0] for a in ("full", "forgetting")]
+    assert first[0] == pytest.approx(first[1], rel=1e-3)
+    assert rows["forgetting"]["rounds"][0] == rows["forgetting_fresh"]["rounds"][0]
+    assert rows["forgetting"]["rounds"][2]["blocks"] != rows["forgetting_fresh"]["rounds"][2]["blocks"]
+    for row in rows["forgetting"]["rounds"]:
+        assert all(math.isfinite(row["probe"][k]) for k in ("dead", "cloned", "churn", "ntk_rank99", "loss"))
+    net = pretrained.Pretrained(model).make(0, 0, "forgetting")
+    course = Course(0, Length(1, 2, 10), pretrained.Pretrained(model))
+    learner = Learner(Arm("forgetting"), net, course, 0)
+    before = net.net.model.layers[0].self_attn.f_proj.bias.detach().clone()
+    learner.learn(0)
+    assert not torch.equal(before, net.net.model.layers[0].self_attn.f_proj.bias)  # the gates are trained
 
 
 def test_the_command_line_runs_it_resumes_and_refuses_another_model(

@@ -6,6 +6,7 @@ import math
 import random
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torch import nn
 from supple.diagnose.copies import recipe
 from supple.diagnose.intervals import mean_interval, ratio_interval, student_quantile
 from supple.diagnose.probe_tasks import ProbeTask, learn, read_kind, take
-from supple.diagnose.trainability import trainability
+from supple.diagnose.trainability import LOOKS, judge_ratio, trainability
 from supple.errors import InputError
 from supple.status import Status
 
@@ -160,6 +161,35 @@ def test_what_cannot_be_made_anew_falls_back_and_says_so() -> None:
 
 def adam(net: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.Adam(net.parameters(), lr=3e-3)
+
+
+@pytest.mark.parametrize(
+    ("seen", "status"),
+    [
+        ((0.90, 0.84, 0.96), Status.PRESENT),  # a loss is certain, and a tenth of it the best estimate
+        ((0.92, 0.84, 0.98), Status.INCONCLUSIVE),
+        ((0.95, 0.91, 0.96), Status.ABSENT),  # certainly no loss of a tenth
+        ((0.95, 0.89, 1.01), Status.INCONCLUSIVE),
+        ((1.10, 0.99, 1.21), Status.ABSENT),
+        ((0.95, -math.inf, math.inf), Status.INCONCLUSIVE),
+        ((math.nan, math.nan, math.nan), Status.INCONCLUSIVE),
+    ],
+)
+def test_a_verdict_needs_its_interval(seen: tuple[float, float, float], status: Status) -> None:
+    assert judge_ratio(*seen) is status
+
+
+@pytest.mark.parametrize(("true", "wrong"), [(0.98, Status.PRESENT), (0.89, Status.ABSENT)])
+def test_a_course_of_looks_is_seldom_wrong(true: float, wrong: Status) -> None:
+    draw = np.random.default_rng(0).normal
+
+    def verdict() -> Status:
+        twins = draw(0.6, 0.04, LOOKS[-1])
+        mine = true * draw(0.6, 0.04, LOOKS[-1])
+        seen = [judge_ratio(*ratio_interval(mine[:n].tolist(), twins[:n].tolist())) for n in LOOKS]
+        return next((s for s in seen if s is not Status.INCONCLUSIVE), Status.INCONCLUSIVE)
+
+    assert sum(verdict() is wrong for _ in range(500)) / 500 < 0.06
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -192,8 +192,34 @@ def test_relative_churn_is_comparable_across_step_sizes() -> None:
         F.relative_churn(a, a, batch, batch, kind="ce")
 
 
+@FEW
+@given(st.integers(1, 4), st.integers(0, 99))
+def test_gaussian_churn_is_the_kl_of_the_new_policy_from_the_old_one(actions: int, seed: int) -> None:
+    old, new = features(5, 2 * actions, seed), features(5, 2 * actions, seed + 100)
+    found = F.churn(old, new, "gaussian")
+    assert found.item() == pytest.approx(twin.gaussian_kl(new.numpy(), old.numpy()), rel=1e-9)
+    pairs = [(x[:, :actions], x[:, actions:].exp()) for x in (new, old)]
+    normals = [torch.distributions.Normal(*pair) for pair in pairs]
+    known = torch.distributions.kl_divergence(*normals).sum(1).mean()
+    assert found.item() == pytest.approx(known.item(), rel=1e-9)
+    assert F.churn(old, old, "gaussian").item() == 0
+    assert F.churn(new, old, "gaussian").item() != pytest.approx(found.item())  # it has a direction
+
+
+def test_a_tiny_gaussian_churn_is_not_rounded_away() -> None:
+    old = features(6, 4).float()
+    step = 1e-5 * features(6, 4, 1)
+    mean, log = step.chunk(2, 1)
+    second = (log.square() + 0.5 * (mean / old.double()[:, 2:].exp()).square()).sum(1).mean()
+    assert F.churn(old.double(), old.double() + step, "gaussian").item() == pytest.approx(
+        second.item(), rel=1e-3
+    )
+
+
 def test_churn_refusals() -> None:
-    with pytest.raises(InputError, match="kl, mse, ce, flip"):
+    with pytest.raises(InputError, match="as many logarithms"):
+        F.churn(torch.zeros(2, 3), torch.zeros(2, 3), "gaussian")
+    with pytest.raises(InputError, match="kl, mse, ce, flip, gaussian"):
         F.churn(torch.zeros(2, 2), torch.zeros(2, 2), "js")
     with pytest.raises(InputError, match="one shape"):
         F.churn(torch.zeros(2, 2), torch.zeros(2, 3))

@@ -51,6 +51,18 @@ def churn(before: np.ndarray, after: np.ndarray, kind: str) -> float:
     return float(np.mean((p * (np.log(p) - np.log(q))).sum(-1)))
 
 
+def gaussian_kl(new: np.ndarray, old: np.ndarray) -> float:
+    """KL(new ‖ old) of diagonal Gaussians, rows (means, ln of deviations), by full covariance matrices."""
+    total = []
+    for p, q in zip(new, old, strict=True):
+        (m, s), (n, t) = np.split(p, 2), np.split(q, 2)
+        a, b = np.diag(np.exp(2 * s)), np.diag(np.exp(2 * t))
+        inverse = np.linalg.inv(b)
+        ratio = np.linalg.slogdet(b)[1] - np.linalg.slogdet(a)[1]
+        total.append(0.5 * (np.trace(inverse @ a) + (n - m) @ inverse @ (n - m) - len(m) + ratio))
+    return float(np.mean(total))
+
+
 def parseval(w: np.ndarray, scale: float) -> float:
     w = w if w.shape[0] <= w.shape[1] else w.T
     return float(((w @ w.T - scale * np.eye(len(w))) ** 2).sum())

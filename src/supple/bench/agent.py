@@ -111,6 +111,13 @@ class AgentLearner(Learner):
         self.index = task
         self.env.task(task)
         self.agent.task()
+        if (
+            task
+            and self.handle is not None
+            and rewrites_at_boundary(self.handle)
+            and isinstance(self.agent, DQN)
+        ):
+            self.agent.sync_target()
 
     def learn(self, task: AgentTask) -> TaskResult:  # type: ignore[override]
         """All iterations of a task."""
@@ -178,6 +185,12 @@ def link(handle: Handle, agent: Agent) -> None:
         handle.follow(agent.target)
     elif isinstance(rule, ALL_WEIGHTS):
         _sync_after(handle, agent, rule.every)
+
+
+def rewrites_at_boundary(handle: Handle) -> bool:
+    """Whether it rewrote every weight of the network in the call that announced the task."""
+    rule = handle.intervention
+    return isinstance(rule, ALL_WEIGHTS) and rule.every == "boundary"
 
 
 def _sync_after(handle: Handle, agent: DQN, every: Schedule) -> None:

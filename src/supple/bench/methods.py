@@ -60,7 +60,7 @@ class Method:
         protocol.build_optimizers(self.build(protocol, 0).parameters())
 
     def settings_in(self, protocol: Protocol, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Own defaults, then the protocol's, then the caller's; with hidden boundaries no schedule is "task"."""
+        """Own defaults, then the protocol's, then the caller's; with hidden boundaries no schedule waits for one."""
         found = {**self.settings, **protocol.settings.get(self.name, {}), **(overrides or {})}
         if not protocol.hidden_boundaries or not self.intervention:
             return found
@@ -85,11 +85,11 @@ class Method:
 
 
 def _by_steps(intervention: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with ``every="task"`` replaced by a number of steps."""
+    """The settings with a schedule that needs boundaries replaced by a number of steps."""
     from supple import interventions
 
     fields = {f.name: f.default for f in dataclasses.fields(interventions.available()[intervention])}
-    if settings.get("every", fields.get("every")) != "task":
+    if settings.get("every", fields.get("every")) not in ("task", "boundary"):
         return dict(settings)
     return {**settings, "every": UNTOLD_EVERY}
 
@@ -174,6 +174,24 @@ METHODS = _table(
         settings={"every": "task", "shrink": 0.5},
     ),
     Method(name="head_reset", title="Head reset", intervention="LayerReset"),
+    Method(
+        name="head_reset_boundary",
+        title="Head reset at the boundary",
+        intervention="LayerReset",
+        settings={"every": "boundary"},
+    ),
+    Method(
+        name="shrink_perturb_boundary",
+        title="Shrink and perturb at the boundary",
+        intervention="ShrinkAndPerturb",
+        settings={"every": "boundary", "shrink": 0.5},
+    ),
+    Method(
+        name="fire_boundary",
+        title="FIRE at the boundary",
+        intervention="FIRE",
+        settings={"every": "boundary"},
+    ),
     Method(name="crelu", title="CReLU (half width)", activation="crelu", cost=1.2),
     Method(name="fourier", title="Fourier features (half width)", activation="fourier", cost=1.2),
     Method(name="layernorm", title="Layer normalisation", norm="layer", cost=1.3),

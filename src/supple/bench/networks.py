@@ -20,15 +20,14 @@ if TYPE_CHECKING:
 
 #: name -> network of a protocol (shape of an image, outputs, what a method asks for); "mlp" is built by `build` itself
 IMAGE_NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    "convnet": lambda shape, outputs, **form: ConvNet(shape[0], shape[-1], outputs, **form),
     "resnet8": lambda shape, outputs: resnet8(outputs, channels=shape[0]),
     "resnet18": lambda shape, outputs: resnet18(outputs, channels=shape[0]),
     "unet": lambda shape, outputs: UNet(shape[0], widths=(16, 32), level=16),
 }
-NETWORKS = ("mlp", "actor_critic", "q_network", *IMAGE_NETWORKS)
-#: those that have a form with another activation, a norm, dropout
-FORMED = ("convnet",)
-#: hidden units of the shallow network where a protocol names no width: those of the ConvNet's linear layers
+NETWORKS = ("mlp", "actor_critic", "q_network", "convnet", *IMAGE_NETWORKS)
+#: channels of the ConvNet where a protocol names none: those of Continual ImageNet
+WIDTHS = (32, 64, 128)
+#: hidden units of a linear layer where a protocol names no width: those of the ConvNet of Continual ImageNet
 SHALLOW = (128,)
 
 
@@ -63,8 +62,11 @@ def build(
         sizes = (math.prod(protocol.shape), *hidden[:depth], protocol.outputs)
         return nn.Sequential(nn.Flatten(), MLP(sizes, init="default"))
     form = {"activation": activation, "norm": norm or False, "dropout": dropout}
-    if depth is None and name in FORMED:
-        return IMAGE_NETWORKS[name](protocol.shape, protocol.outputs, **form)
+    if depth is None and name == "convnet":
+        sizes = {"hidden": protocol.hidden or SHALLOW * 2, "widths": getattr(protocol, "widths", WIDTHS)}
+        made = ConvNet(protocol.shape[0], protocol.shape[-1], protocol.outputs, **form, **sizes)
+        # the same values, a third faster on a CPU
+        return made.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if norm == "batch" and name.startswith("resnet"):
         raise InputError(
             f"the network {name!r} of {protocol.name} is batch-normalised in every method",

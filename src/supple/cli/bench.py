@@ -94,7 +94,8 @@ class BenchRun:
     iid: bool = False
     """The control: the same samples shuffled over all tasks into one stream."""
     data: Path | None = None
-    """Folder of the data sets (default: SUPPLE_DATA)."""
+    """Folder of the data sets (default: SUPPLE_DATA); of lm-rounds and lm-classification: a folder of texts, one .txt
+    file (or folder with train.txt) a domain, in place of the languages under SUPPLE_DATA."""
     measure_every: int | None = None
     """Measure ranks, dead units, kernel … after every k-th task (default: accuracy only; a study has its own)."""
     out: Path = Path("runs/bench")

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """Compare the finished runs of a folder: one row a method, means with t intervals over seeds."""
+    """Compare the finished runs of a folder: one row a method, means with t intervals over seeds.
+
+    A folder of an experiment (lab, matrix, lm-rounds, lm-classification) gives its own tables in the same forms.
+    """
 
     folder: Path
     """Where the runs are."""
@@ -40,33 +43,29 @@ class BenchReport:
             check_target(target)
         if not self.folder.is_dir():
             raise InputError("there is no such folder", where=str(self.folder))
-        if experiment := of_folder(self.folder):
-            return self._experiment(experiment)
         if str(self.csv) == str(self.json) == "-":
             raise InputError("--csv and --json cannot both go to stdout", do="give one of them a file")
-        self._write()
-        return show(self.folder, self.json, quiet=str(self.csv) == "-")
+        experiment = of_folder(self.folder)
+        self._write(experiment)
+        quiet = str(self.csv) == "-"
+        if experiment is not None:
+            return show_experiment(experiment, self.folder, self.json, quiet)
+        return show(self.folder, self.json, quiet)
 
-    def _experiment(self, experiment: Experiment) -> int:
-        asked = [n for n in ("csv", "latex", "html", "figures") if getattr(self, n) is not None]
-        if asked:
-            raise InputError(f"{experiment.name} has no {asked[0]}", where=str(self.folder), do="use --json")
-        return show_experiment(experiment, self.folder, self.json)
-
-    def _write(self) -> None:
-        from supple.bench import collect
+    def _write(self, experiment: Experiment | None) -> None:
         from supple.cli.console import note, say, write_text
 
         if str(self.csv) == "-":
-            say(collect(self.folder).to_csv().rstrip())
+            say(self._csv(experiment).rstrip())
         elif self.csv is not None:
-            note(f"wrote {write_text(self.csv, collect(self.folder).to_csv())}")
+            note(f"wrote {write_text(self.csv, self._csv(experiment))}")
         if self.latex is None and self.html is None and self.figures is None:
             return
         from supple.bench.courses import comparison_page
         from supple.report import drawings, latex, write_comparison
 
-        page = comparison_page(self.folder, f"supple bench report {self.folder} --html FILE")
+        make = comparison_page if experiment is None else experiment.page
+        page = make(self.folder, f"supple bench report {self.folder} --html FILE")
         if self.latex is not None:
             note(f"wrote {write_text(self.latex, latex(page))}")
         if self.html is not None:
@@ -74,3 +73,13 @@ class BenchReport:
         if self.figures is not None:
             count = sum(d is not None for part in page.protocols for d in drawings(part, self.figures))
             note(f"wrote {count} figure(s), each as SVG and PNG, to {self.figures}")
+
+    def _csv(self, experiment: Experiment | None) -> str:
+        from supple.bench import collect
+        from supple.bench.tables import to_csv
+
+        return (
+            collect(self.folder).to_csv()
+            if experiment is None
+            else to_csv(experiment.answer(self.folder).tables)
+        )

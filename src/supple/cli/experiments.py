@@ -45,15 +45,15 @@ def run_experiment(experiment: Experiment, asked: BenchRun) -> int:
     return show_experiment(experiment, folder, asked.json)
 
 
-def show_experiment(experiment: Experiment, folder: Path, json: Path | None) -> int:
-    """Print what the records of an experiment say, and write it."""
+def show_experiment(experiment: Experiment, folder: Path, json: Path | None, quiet: bool = False) -> int:
+    """Print what the records of an experiment say, and write it; ``quiet`` where something else went to stdout."""
     from supple.cli.console import emit_json, say
     from supple.diagnose.types import plain
 
-    text, found = experiment.answer(folder)
-    if str(json) != "-":
-        say(text)
-    emit_json(plain(found), json)
+    found = experiment.answer(folder)
+    if str(json) != "-" and not quiet:
+        say(str(found))
+    emit_json(plain(found.figures), json)
     return 0
 
 

@@ -136,6 +136,12 @@ def trial(
         return contest.run()
 
 
+def default_candidates(prescription: Prescription) -> list[Intervention | str]:
+    """What a prescription would attach, the famous remedy, and a restart."""
+    live = [x for x in prescription.lines if x.kind != "architectural"]
+    return [*(create(x.intervention, **x.settings) for x in live), FAMOUS, RESTART]
+
+
 def _arms(
     model: nn.Module,
     optimizer: Optimizers | None,
@@ -154,8 +160,7 @@ def _arms(
         from supple.diagnose.run import run
 
         report = run(model, pair, loss_fn, optimizer=optimizer, reference=healthy, forward=forward, budget=0)
-        live = [x for x in report.prescription.lines if x.kind != "architectural"]
-        candidates = [*(create(x.intervention, **x.settings) for x in live), FAMOUS, RESTART]
+        candidates = default_candidates(report.prescription)
     arms: dict[str, Intervention | None] = {NOTHING: None}
     for item in candidates:
         if item == RESTART and healthy is None:

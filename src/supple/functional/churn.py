@@ -12,7 +12,7 @@ from torch import Tensor
 from supple.errors import InputError
 from supple.functional._precision import double
 
-KINDS = ("kl", "mse", "ce", "flip")
+KINDS = ("kl", "mse", "ce", "flip", "gaussian")
 
 
 def churn(before: Tensor, after: Tensor, kind: str = "kl", class_dim: int = -1) -> Tensor:
@@ -24,13 +24,17 @@ def churn(before: Tensor, after: Tensor, kind: str = "kl", class_dim: int = -1) 
     * ``"ce"``: - sum_c p_c ln q_c = KL + entropy of p, what the official code logs for discrete policies:
       not zero when nothing changes, and rising with the entropy. Same gradient in ``after`` as KL;
     * ``"mse"``: mean over outputs of (after - before)^2, squared units of the output;
+    * ``"gaussian"``: the axis holds means, then as many logarithms of standard deviations (μ, ln σ); KL of the new
+      diagonal Gaussian from the old one, sum_a ln(σ_a/σ'_a) + (σ'_a^2 + (μ'_a - μ_a)^2) / (2 σ_a^2) - 1/2 with the
+      new ones primed, nats: the policy churn of CHAIN for SAC (Tang & Berseth 2024, arXiv 2409.04792), whose
+      direction is the other one than that of "kl";
     * ``"flip"``: share of samples whose largest output changed (no gradient).
 
     Absolute churn grows with the step size and the scale of the logits: rising churn alone does not mean
     interference. See `relative_churn`.
 
     Args:
-        before: (N, ..., C), logits for "kl" and "ce"; outputs, before the update.
+        before: (N, ..., C), logits for "kl" and "ce", (μ, ln σ) for "gaussian"; outputs, before the update.
         after: the same shape, after it.
         kind: which D.
         class_dim: axis of the classes.
@@ -40,7 +44,7 @@ def churn(before: Tensor, after: Tensor, kind: str = "kl", class_dim: int = -1) 
         occur: it adds nothing where both have it, and Inf where only ``after`` has.
 
     Raises:
-        InputError: an unknown kind, different shapes, or no axis of samples and of classes.
+        InputError: an unknown kind, different shapes, no axis of samples and of classes, an odd axis for "gaussian".
 
     >>> a, b = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 1.0]])
     >>> [round(churn(a, b, kind).item(), 4) for kind in ("kl", "ce", "mse", "flip")]
@@ -58,6 +62,8 @@ def churn(before: Tensor, after: Tensor, kind: str = "kl", class_dim: int = -1) 
         return (b - a).square().mean()
     if kind == "flip":
         return _flips(a, b).mean()
+    if kind == "gaussian":
+        return _gaussian(a, b).mean()
     log_p, log_q = a.log_softmax(-1), b.log_softmax(-1)
     p = log_p.exp()
     # 0 * -inf would be NaN: a class of probability 0 adds nothing
@@ -100,6 +106,17 @@ def relative_churn(
         raise InputError("cross-entropy is not zero when nothing changes", found=kind, do='use "kl"')
     inside = churn(batch_before, batch_after, kind, class_dim)
     return churn(before, after, kind, class_dim) / inside
+
+
+def _gaussian(a: Tensor, b: Tensor) -> Tensor:
+    """(N, ...) KL(b ‖ a) of diagonal Gaussians given as (means, ln of deviations) on the last axis."""
+    if a.shape[-1] % 2 or not a.shape[-1]:
+        raise InputError(
+            "Gaussian churn needs as many logarithms of deviations as means on one axis", found=a.shape[-1]
+        )
+    (mean, log), (new_mean, new_log) = a.chunk(2, -1), b.chunk(2, -1)
+    shift = ((new_mean - mean) / log.exp()).square()
+    return (log - new_log + 0.5 * ((2 * (new_log - log)).expm1() + shift)).sum(-1)
 
 
 def _flips(a: Tensor, b: Tensor) -> Tensor:

@@ -18,17 +18,21 @@ from torch import Tensor, nn
 from supple.errors import InputError
 
 
-class View(nn.Module, abc.ABC):
-    """Named parts of a policy as one network; ``fed`` is the module whose input is the view's input."""
+class View(nn.Module):
+    """Named parts of an agent as one network; ``fed`` is the module whose input is the view's input."""
 
     fed: nn.Module
+
+
+class PolicyView(View, abc.ABC):
+    """A view of what chooses the actions."""
 
     @abc.abstractmethod
     def policy(self, x: Tensor) -> Tensor:
         """Logits or means of the actions, or action values, for preprocessed observations."""
 
 
-class ActorCritic(View):
+class ActorCritic(PolicyView):
     """PPO and A2C: (logits or means, values)."""
 
     def __init__(self, policy: Any) -> None:
@@ -52,8 +56,8 @@ class ActorCritic(View):
         return self.policy(x), self.value_net(self.mlp_extractor.forward_critic(features))
 
 
-class SquashedActor(View):
-    """SAC: (means before squashing, logarithms of the standard deviations)."""
+class SquashedActor(PolicyView):
+    """SAC: (means before squashing, logarithms of the standard deviations, within SB3's bounds)."""
 
     def __init__(self, actor: Any) -> None:
         super().__init__()
@@ -66,10 +70,10 @@ class SquashedActor(View):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         latent = self.latent_pi(self.features_extractor(x))
-        return self.mu(latent), self.log_std(latent)
+        return self.mu(latent), bounded(self.log_std(latent))
 
 
-class Head(View):
+class Head(PolicyView):
     """One head on the features: the actor of TD3 (``mu``), the action values of DQN (``q_net``)."""
 
     def __init__(self, module: Any, head: str) -> None:
@@ -83,6 +87,33 @@ class Head(View):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.policy(x)
+
+
+class Critic(View):
+    """The critics of SAC and TD3 on observations and actions, side by side: (N, number of critics)."""
+
+    def __init__(self, critic: Any) -> None:
+        super().__init__()
+        self.features_extractor = critic.features_extractor
+        for name, part in critic.named_children():
+            self.add_module(name, part)  # qf0, qf1 …, by their own names
+        vars(self)["fed"] = critic
+
+    def forward(self, x: Tensor, actions: Tensor) -> Tensor:
+        # not through the critic itself, whose hook tells training passes
+        critic: Any = self.fed
+        features = critic.extract_features(x, self.features_extractor)
+        if critic.share_features_extractor:  # trained by the actor alone
+            features = features.detach()
+        joined = torch.cat([features, actions], 1)
+        return torch.cat([getattr(self, f"qf{k}")(joined) for k in range(critic.n_critics)], 1)
+
+
+def bounded(log_std: Tensor) -> Tensor:
+    """The logarithms of SAC's standard deviations as SB3 clips them."""
+    from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
+
+    return log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
 
 
 @dataclass(frozen=True)
@@ -111,8 +142,8 @@ def networks(agent: Any) -> dict[str, Network]:
         InputError: another kind of policy, generalised state-dependent exploration, dictionaries of observations or
             actions other than Discrete and Box.
     """
-    policy = agent.policy
     _check(agent)
+    policy = agent.policy
     prepared = lambda x, _: preprocess(agent, x)
     if hasattr(policy, "action_net"):
         kind = "logits" if hasattr(agent.action_space, "n") else "means"
@@ -127,7 +158,7 @@ def networks(agent: Any) -> dict[str, Network]:
     return {
         "actor": Network("actor", view, actor.optimizer, prepared, "means", target),
         "critic": Network(
-            "critic", critic, critic.optimizer, lambda x, y: (x, y), "values", policy.critic_target
+            "critic", Critic(critic), critic.optimizer, lambda x, y: (x, y), "values", policy.critic_target
         ),
     }
 
@@ -141,7 +172,7 @@ def preprocess(agent: Any, observations: Tensor) -> Tensor:
 
 
 def policy_outputs(network: Any, x: Any) -> Tensor:
-    """What a `View` computes for its policy: logits or means of its actions, or action values."""
+    """What a `PolicyView` computes for its policy: logits or means of its actions, or action values."""
     return network.policy(x)
 
 
@@ -179,7 +210,9 @@ def imitation_loss(outputs: Tensor, actions: Tensor) -> Tensor:
 def _check(agent: Any) -> None:
     from gymnasium import spaces
 
-    policy = agent.policy
+    policy = getattr(agent, "policy", None)
+    if policy is None or not hasattr(agent, "action_space"):
+        raise InputError("not an agent of Stable-Baselines3", found=type(agent).__name__)
     known = hasattr(policy, "action_net") or hasattr(policy, "q_net") or hasattr(policy, "critic")
     if not known or getattr(policy, "lstm_actor", None) is not None:
         raise InputError("not a policy of PPO, A2C, DQN, SAC or TD3", found=type(policy).__name__)

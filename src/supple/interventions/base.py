@@ -29,7 +29,8 @@ from supple.interventions.states import check_state, misfit
 from supple.status import Mechanism
 
 Optimizers: TypeAlias = Optimizer | Sequence[Optimizer]
-#: a number of optimizer steps, a callable step -> bool, or "task" (at the first step of each new task)
+#: a number of optimizer steps, a callable step -> bool, "task" (after the first step of each new task) or, of what
+#: needs no step to act, "boundary" (in the call of `Handle.task` itself)
 Schedule: TypeAlias = int | str | Callable[[int], bool]
 
 STATE_VERSION = 1
@@ -115,6 +116,9 @@ class Handle:
 
     def _after_step(self, optimizer: Optimizer) -> None:
         """Runs after the parameters moved."""
+
+    def _at_boundary(self) -> None:
+        """Runs in `task` of an intervention with ``every="boundary"``."""
 
     def _state(self) -> dict[str, Any]:
         return {}
@@ -207,14 +211,16 @@ class Handle:
 
     # -- what a user calls ----------------------------------------------------------------------
     def task(self, name: str | None = None) -> None:
-        """Announce a task boundary; a schedule of ``"task"`` acts on the first step that follows."""
+        """Announce a task boundary; ``"task"`` schedules act on the first step that follows, ``"boundary"`` now."""
         self.task_index += 1
         self.task_started = True
+        if getattr(self.intervention, "every", None) == "boundary":
+            self._at_boundary()
 
     def due(self, every: Schedule) -> bool:
         """Whether the step that is under way is one on which the schedule acts."""
         if isinstance(every, str):
-            return self.task_started
+            return self.task_started and every == "task"
         if callable(every):
             return bool(every(self.step + 1))
         return (self.step + 1) % every == 0
@@ -305,7 +311,7 @@ def _fields_checked(own: Callable[..., None]) -> Callable[..., None]:
 def _check_fields(method: Intervention) -> None:
     for field in dataclasses.fields(method):
         if field.type in (Schedule, "Schedule"):
-            check_schedule(getattr(method, field.name), field.name)
+            check_schedule(getattr(method, field.name), field.name, boundary=method.at_boundary)
     check_settings(method)
 
 
@@ -321,6 +327,7 @@ class Intervention(abc.ABC):
     level: ClassVar[int] = 1  # the solution level: 1 training trick, 2 spectral / frequency, 3 architecture
     evidence: ClassVar[str] = "published"  # or "unverified"
     source: ClassVar[str] = ""  # the paper
+    at_boundary: ClassVar[bool] = False  # whether it can act between two steps: every="boundary"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -345,8 +352,16 @@ class Intervention(abc.ABC):
         return {"name": self.name, **{k: v if not callable(v) else repr(v) for k, v in fields.items()}}
 
 
-def check_schedule(every: Schedule, where: str = "every") -> None:
-    """A positive number of steps, a callable step -> bool, or "task"; anything else is an `InputError`."""
+def check_schedule(every: Schedule, where: str = "every", boundary: bool = False) -> None:
+    """A positive number of steps, a callable step -> bool, or "task" (and "boundary" where it is possible); anything
+    else is an `InputError`."""
+    if every == "boundary":
+        if boundary:
+            return
+        raise InputError(
+            "this intervention acts after a step, not at the boundary itself",
+            found='"boundary"', where=where, do="every='task': after the first step of the new task",
+        )  # fmt: skip
     whole = isinstance(every, int) and not isinstance(every, bool) and every > 0
     if not (whole or every == "task" or callable(every)):
         raise InputError(

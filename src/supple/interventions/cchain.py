@@ -68,6 +68,11 @@ class CChainHandle(PenaltyHandle["CChain"]):
     def term(self, parameters: Mapping[str, Tensor]) -> Tensor | None:
         if self.reference is None:
             return None
+        if self.rule.by_loss and self._loss_step != self.step:
+            raise AttachError(
+                "CChain(by_loss=True) needs the loss of every update and has not seen that of this one",
+                do="call handle.observe_loss(loss) before the step, or leave by_loss out",
+            )
         after = self._outputs(self.reference.batch)
         self._now = after.detach()
         return self.rule.distance(self.reference.outputs, after)
@@ -130,14 +135,16 @@ class CChainHandle(PenaltyHandle["CChain"]):
 
     # -- the coefficient --------------------------------------------------------------------------
     def observe_loss(self, loss: Tensor | float) -> None:
-        """Tell the task's loss of this step; only ``target`` needs it."""
-        self._loss = torch.as_tensor(loss, dtype=torch.float32, device=self.device).detach().abs()
+        """Tell the task's loss of this step; ``target`` and ``by_loss`` need it."""
+        told = torch.as_tensor(loss, device=self.device).detach().abs()
+        self._loss = told if told.dtype == torch.float64 else told.float()
+        self._loss_step = self.step
         self.losses_seen += 1
 
     def coefficient(self) -> Tensor | float:
         rule = self.rule
         if rule.target is None:
-            return rule.coef
+            return rule.coef * self._loss if rule.by_loss else rule.coef
         ratio = self.loss_window.nanmean() / (self.churn_window.nanmean() + 1e-8)
         value = (rule.target * ratio).clamp(min=rule.floor, max=rule.cap)
         return torch.where(value.isfinite() & (self.filled >= rule.start), value, rule.coef)
@@ -165,6 +172,7 @@ class CChainHandle(PenaltyHandle["CChain"]):
         self.filled = 0
         self.losses_seen = 0
         self._loss = torch.full((), math.nan, device=self.device)
+        self._loss_step = -1  # the step that the loss belongs to
 
     def task(self, name: str | None = None) -> None:
         super().task(name)
@@ -245,6 +253,14 @@ def average(
     return cast("list[Tensor | None]", shaped), means[0], means[1]
 
 
+def _joined(outputs: Any, dim: int) -> Tensor | None:
+    """Means and logarithms of deviations on one axis, None where the first two outputs are no such pair."""
+    pair = [x for x in outputs[:2] if isinstance(x, Tensor)]
+    if len(pair) < 2 or pair[0].shape != pair[1].shape:
+        return None
+    return torch.cat(pair, dim)
+
+
 @register
 @dataclass(frozen=True, kw_only=True)
 class CChain(Penalty):
@@ -268,12 +284,16 @@ class CChain(Penalty):
     classifier**; β of about 0.01 to 0.1 belongs to ``mse``. They must not be mixed.
 
     Args:
-        kind: "kl" (default) and "ce" on logits, "mse" on any output (see `supple.functional.churn`).
+        kind: "kl" (default) and "ce" on logits, "mse" on any output, "gaussian" on (means, logarithms of standard
+            deviations) of a policy (see `supple.functional.churn`).
         class_dim: axis of the classes in the outputs; 1 for (N, C, H, W).
         coef: λ; 10 helped most of {1, 10, 100, 1000} on random labels (1000 froze the network). With
             ``target`` it is the coefficient until ``start`` steps have been seen.
         target: β of λ = β · mean|loss| / (mean D + 1e-8), clamped to [floor, cap]; None keeps λ fixed. 1e-3
             was best for KL on random labels (1e-2 froze). Needs ``handle.observe_loss(loss)`` per step.
+        by_loss: λ = coef · |loss of this update| instead, which keeps the term in proportion: CHAIN for SAC, where the
+            loss is mean|min Q − α log π| and coef 5e-4 with "gaussian", and for TD3 (Tang & Berseth, NeurIPS 2024,
+            arXiv 2409.04792). Needs ``handle.observe_loss(loss)`` before each step; not together with ``target``.
         cap: upper bound of λ, 100. The published code has none, and λ runs away: a larger λ lowers D, which
             raises λ. Reaching it is warned about once.
         floor: lower bound of λ; 1 in the PPO codes, 0 here.
@@ -285,7 +305,7 @@ class CChain(Penalty):
         batch_from: "recent" draws from the last ``memory`` batches, "reservoir" from an even sample of as many of
             all batches of the run; "inputs" always uses the batch given to ``attach(inputs=)``, a probe.
         output: picks the tensor out of the model's output; by default the tensor itself, ``.logits``, or
-            the first element.
+            the first element (with "gaussian" the first two, joined).
         restart: ``handle.task()`` restarts λ and the reference (three of the four published codes do).
         sync: average the gradient over the ranks of the default process group, if there is one.
         seed: of the draw of reference batches.
@@ -303,9 +323,10 @@ class CChain(Penalty):
     source: ClassVar[str] = "Tang et al., ICML 2025, arXiv 2506.00592"
 
     coef: float = 10.0
-    kind: Literal["kl", "mse", "ce"] = "kl"
+    kind: Literal["kl", "mse", "ce", "gaussian"] = "kl"
     class_dim: int = -1
     target: float | None = None
+    by_loss: bool = False
     cap: float = 100.0
     floor: float = 0.0
     window: int = 50
@@ -321,8 +342,8 @@ class CChain(Penalty):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.kind not in ("kl", "mse", "ce"):
-            raise InputError("unknown kind", found=self.kind, do='choose "kl", "mse" or "ce"')
+        if self.kind not in ("kl", "mse", "ce", "gaussian"):
+            raise InputError("unknown kind", found=self.kind, do='choose "kl", "mse", "ce" or "gaussian"')
         if self.batch_from not in ("recent", "reservoir", "inputs"):
             choices = 'choose "recent", "reservoir" or "inputs"'
             raise InputError("unknown batch_from", found=self.batch_from, do=choices)
@@ -334,6 +355,8 @@ class CChain(Penalty):
             raise InputError("need 0 <= floor <= cap, finite", found=(self.floor, self.cap))
         if self.target is not None and not (math.isfinite(self.target) and self.target > 0):
             raise InputError("target must be positive and finite", found=self.target)
+        if self.target is not None and self.by_loss:
+            raise InputError("target and by_loss are two rules for one coefficient", do="leave one out")
 
     def term(self, parameters: Mapping[str, Tensor], handle: PenaltyHandle[Any]) -> Tensor | None:
         return handle.term(parameters)
@@ -346,6 +369,8 @@ class CChain(Penalty):
         """The tensor of the model's output that the churn is about."""
         if self.output is not None:
             picked = self.output(outputs)
+        elif self.kind == "gaussian" and isinstance(outputs, (tuple, list)):
+            picked = _joined(outputs, self.class_dim)
         elif isinstance(outputs, Tensor):
             picked = outputs
         elif hasattr(outputs, "logits"):

@@ -41,7 +41,7 @@ class FIRE(Intervention):
     they are scaled is unverified. Convolutions are treated as (O, I·kh·kw). Optimizer state is kept.
 
     Args:
-        every: "task" (default), a number of steps, or a callable.
+        every: "task" (default), a number of steps, a callable, or "boundary" (see `LayerReset`).
         scale: common factor of the isometry; √2 keeps the variance of a ReLU layer. Unverified default.
         output: whether the output layer is included; unverified default. ``inputs`` at attach tell which layer
             that is; without them it is taken to be the last one of ``model.named_modules()``.
@@ -54,6 +54,7 @@ class FIRE(Intervention):
     mechanism: ClassVar[Mechanism] = Mechanism.RANK_COLLAPSE
     cost: ClassVar[str] = "low"
     level: ClassVar[int] = 2
+    at_boundary: ClassVar[bool] = True
     evidence: ClassVar[str] = "unverified"
     source: ClassVar[str] = "FIRE, arXiv 2602.08040"
 
@@ -131,3 +132,6 @@ class FIREHandle(Handle):
     def _after_step(self, optimizer: Optimizer) -> None:
         if optimizer is self.optimizers[0] and self.due(self.intervention.every):
             self.orthogonalise_()
+
+    def _at_boundary(self) -> None:
+        self.orthogonalise_()

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from supple.errors import InputError
+from supple.errors import AttachError, InputError
 from supple.interventions.base import Optimizers, Schedule, register
 from supple.interventions.engine import ResetEngine
 from supple.interventions.reset_checks import Bias, Initials
@@ -29,7 +29,9 @@ class LayerReset(ResetMethod):
 
     Args:
         layers: layer names (qualified module paths); None is the head.
-        every: "task", a number of steps, or a callable step -> bool.
+        every: "task" (after the first step of each), a number of steps, a callable step -> bool, or "boundary": in
+            ``handle.task()`` itself. An on-policy agent needs that one: its first batch of a task would else be the
+            old network's, and the importance ratios to a policy that no longer exists spoil what follows.
         initial: law of the fresh weights, see `supple.fresh.draw`; or the model's initial state_dict.
         bias: "fresh" (class default) or "zero".
         seed: of the random draws.
@@ -43,6 +45,7 @@ class LayerReset(ResetMethod):
 
     mechanism: ClassVar[None] = None
     cost: ClassVar[str] = "low"
+    at_boundary: ClassVar[bool] = True
     source: ClassVar[str] = "Nikishin et al. 2022, The primacy bias in deep RL, arXiv 2205.07802"
 
     def __post_init__(self) -> None:
@@ -76,12 +79,21 @@ class LayerResetHandle(ResetHandle):
         """Nothing is measured."""
 
     def _act(self, layers: list[Layer]) -> bool:
-        method = self.method
-        names = [x.name for x in layers]
-        step = self.step + 1
+        self._renew(layers, self.step + 1)
+        return True
+
+    def _at_boundary(self) -> None:
+        if self.engine is None:
+            raise AttachError(
+                "LayerReset has not seen the network before this boundary", do="pass inputs= to attach"
+            )
+        for layers in filter(None, self.layers):
+            self._renew(layers, self.step)
+
+    def _renew(self, layers: list[Layer], step: int) -> None:
+        method, names = self.method, [x.name for x in layers]
         self._apply(
             self.built.plan_layers(
                 names, seed=method.seed, step=step, initial=method.initial, bias=method.bias
             )
         )
-        return True

@@ -56,7 +56,7 @@ class ResetHandle(Handle):
     ) -> None:
         refuse_compiled(model)
         refuse_sharded(model, intervention.name)
-        check_schedule(self.every)
+        check_schedule(self.every, boundary=intervention.at_boundary)
         for opt in optimizer_list(optimizer):
             rule_for(opt)
         self.log: list[ResetEvent | LayerSkipped] = []

@@ -43,6 +43,9 @@ class ShrinkAndPerturbHandle(Handle):
         if optimizer is self.optimizers[0] and self.due(self.rule.every):
             self.apply_()
 
+    def _at_boundary(self) -> None:
+        self.apply_()
+
     @torch.no_grad()
     def apply_(self) -> None:
         """Shrink and perturb now; the noise depends on (seed, step, parameter name) alone."""
@@ -87,7 +90,7 @@ class ShrinkAndPerturb(Intervention):
             permuted digits against .56 without; per step later work used 1 − 1e-3 … 1 − 1e-5.
         perturb: factor of the noise, ≥ 0. 0.5 for fresh draws; per step later work used 1e-2 (1e-4 on
             Continual ImageNet).
-        every: ``"task"``, a number of steps, or a callable step → bool.
+        every: ``"task"``, a number of steps, a callable step → bool, or ``"boundary"`` (see `LayerReset`).
         scaling: see above.
         initial: for ``"ash_adams"``, the law of a fresh draw (see `supple.fresh.draw`): "auto" is the
             default of PyTorch for the layer's class; name the law if the network was initialised otherwise.
@@ -104,6 +107,7 @@ class ShrinkAndPerturb(Intervention):
     mechanism: ClassVar[Mechanism | None] = Mechanism.WEIGHT_GROWTH
     cost: ClassVar[str] = "low"
     level: ClassVar[int] = 1
+    at_boundary: ClassVar[bool] = True
     source: ClassVar[str] = "Ash & Adams, arXiv 1910.08475"
 
     shrink: float = 0.5
@@ -123,10 +127,6 @@ class ShrinkAndPerturb(Intervention):
             raise InputError(
                 "unknown scaling", found=self.scaling, do=f"choose one of {', '.join(_SCALINGS)}"
             )
-        if isinstance(self.every, str) and self.every != "task":
-            raise InputError("unknown schedule", found=self.every, do='use "task", a number or a callable')
-        if isinstance(self.every, int) and self.every < 1:
-            raise InputError("every must be at least 1 step", found=self.every)
 
     def factors(self, lr: float) -> tuple[float, float]:
         """(factor of θ, factor of the noise) at this learning rate."""

@@ -7,6 +7,7 @@ from supple.nn.forgetting import ForgettingAttention, ForgettingCache
 from supple.nn.insert import Insertion, insert_norms_
 from supple.nn.lora import LoRAAdapter, lora_
 from supple.nn.pairs import CReLU, DeepFourier, init_pairs_
+from supple.nn.retrofit import ForgetGates, insert_forget_gates_
 from supple.nn.svf import SVFAdapter, svf_
 from supple.nn.widths import Conversion
 
@@ -14,6 +15,7 @@ __all__ = [
     "CReLU",
     "Conversion",
     "DeepFourier",
+    "ForgetGates",
     "ForgettingAttention",
     "ForgettingCache",
     "Insertion",
@@ -21,6 +23,7 @@ __all__ = [
     "SVFAdapter",
     "convert_",
     "init_pairs_",
+    "insert_forget_gates_",
     "insert_norms_",
     "lora_",
     "svf_",

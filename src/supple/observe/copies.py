@@ -41,7 +41,8 @@ def unwrap(model: nn.Module) -> nn.Module:
 def clean_copy(model: nn.Module) -> nn.Module:
     """A deep copy that carries none of the hooks that others put on the model.
 
-    Hooks of `torch` itself stay: old-style weight normalisation and pruning compute weights in them.
+    Hooks of `torch` itself stay: old-style weight normalisation and pruning compute weights in them. So do
+    hooks that are marked with ``part_of_the_model``: forget gates compute in one.
 
     Raises:
         InputError: the model cannot be copied.
@@ -54,10 +55,11 @@ def clean_copy(model: nn.Module) -> nn.Module:
     model = unwrap(model)
     memo: dict[int, object] = {}
     for module in model.modules():
+        keep = {k for name in _HOOKS for k, h in getattr(module, name).items() if _computes(h)}
         for name in _HOOKS:
             hooks = getattr(module, name)
             # deepcopy asks the memo first: it never walks into what a foreign hook refers to
-            kept = {k: h for k, h in hooks.items() if type(h).__module__.startswith("torch.")}
+            kept = {k: h for k, h in hooks.items() if k in keep}
             memo[id(hooks)] = OrderedDict(copy.deepcopy(kept))
         for value in vars(module).values():
             # computed weights (pruning, old weight normalisation) and kept activations hang on a graph
@@ -71,3 +73,7 @@ def clean_copy(model: nn.Module) -> nn.Module:
             found=f"{type(error).__name__}: {error}",
             do="make copy.deepcopy(model) work (often a module keeps a lock or an open file)",
         ) from error
+
+
+def _computes(hook: object) -> bool:
+    return type(hook).__module__.startswith("torch.") or getattr(hook, "part_of_the_model", False)

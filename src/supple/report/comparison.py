@@ -63,11 +63,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class ComparisonPage:
-    """All protocols of a folder, and what was left out with the reason."""
+    """All protocols of a folder, and what was left out with the reason; ``words`` stand before them."""
 
     protocols: Sequence[Comparison]
     left_out: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
+    words: Sequence[str] = ()
 
 
 def write_comparison(page: ComparisonPage, path: str | Path) -> Path:
@@ -81,6 +82,8 @@ def write_comparison(page: ComparisonPage, path: str | Path) -> Path:
 
 def drawings(part: Comparison, folder: Path | None = None) -> list[Svg | None]:
     """The figures of one protocol; with a folder also as SVG and PNG files in it. None where nothing was measured."""
+    if not part.courses:
+        return []
     return [courses(part, folder), levels(part, folder), tradeoff(part, folder), instruments(part, folder)]
 
 
@@ -244,4 +247,4 @@ def _escape(text: str) -> str:
     """
     for sign in "&%$#_{}":
         text = text.replace(sign, "\\" + sign)
-    return text.replace("–", "--")
+    return text.replace("–", "--").replace("→", r"$\to$")

@@ -4,6 +4,6 @@ is measured by learning and by surgical repair, and the verdicts of `supple.diag
 
 from supple.bench.lab.cases import PRESETS, Case, cases
 from supple.bench.lab.run import RECORDS, halves, run_lab
-from supple.bench.lab.score import render, summary
+from supple.bench.lab.score import parts, render, summary
 
-__all__ = ["PRESETS", "RECORDS", "Case", "cases", "halves", "render", "run_lab", "summary"]
+__all__ = ["PRESETS", "RECORDS", "Case", "cases", "halves", "parts", "render", "run_lab", "summary"]

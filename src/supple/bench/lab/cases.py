@@ -95,7 +95,7 @@ class Size:
 
 PRESETS: Mapping[str, Size] = {
     "tiny": Size(1, 2, 1, 60, 0.5),
-    "small": Size(1, 6, 3, 150, 4.0),
+    "small": Size(1, 6, 3, 150, 30.0),
     "day": Size(4, 12, 4, 200, 8.0),
     "paper": Size(8, 20, 5, 300, 30.0),
 }

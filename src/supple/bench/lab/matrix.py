@@ -26,6 +26,7 @@ from supple.bench.lab.cases import EVALUATION, PRESETS, Case
 from supple.bench.lab.run import bench, lines, network
 from supple.bench.lab.truth import RATE, reference
 from supple.bench.statistics import Estimate, mean
+from supple.bench.tables import Cell, Table, markdown
 from supple.diagnose.probe_tasks import ProbeTask, learn, read_kind
 from supple.diagnose.types import plain
 from supple.errors import InputError
@@ -188,21 +189,25 @@ def table(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Estimate]]:
 
 
 def render(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: levels with intervals, recovered shares, cost."""
+    """Markdown of the table."""
+    return markdown(parts(rows))
+
+
+def parts(rows: Sequence[Mapping[str, Any]]) -> list[str | Table]:
+    """One table: levels with intervals, recovered shares, cost."""
     levels = table(rows)
     arms = list(next(iter(levels.values())))
-    text = ["| network | " + " | ".join(arms) + " |", "|---" * (len(arms) + 1) + "|"]
-    for origin, found in levels.items():
-        cells = [_cell(rows, origin, arm, found[arm]) for arm in arms]
-        text.append(f"| {origin} | " + " | ".join(cells) + " |")
+    lines = [
+        [origin, *(_cell(rows, origin, arm, found[arm]) for arm in arms)] for origin, found in levels.items()
+    ]
     costs = [fmean(r["costs"][a] for r in rows) if a in rows[0]["costs"] else float("nan") for a in arms]
-    text.append("| CPU time of a step | " + " | ".join("" if c != c else f"{c:.2f}" for c in costs) + " |")
-    return "\n".join(text)
+    cost = ["–" if c != c else Cell(f"{c:.2f}", value=c) for c in costs]
+    return [Table("levels", ("network", *arms), [*lines, ["CPU time of a step", *cost]])]
 
 
-def _cell(rows: Sequence[Mapping[str, Any]], origin: str, arm: str, level: Estimate) -> str:
-    text = f"{level.value:.2f}" + ("" if level.samples < 2 else f" [{level.lo:.2f}, {level.hi:.2f}]")
+def _cell(rows: Sequence[Mapping[str, Any]], origin: str, arm: str, level: Estimate) -> Cell:
+    cell = Cell.of(level, ".2f")
     shares = [recovered(r, arm) for r in rows if r["origin"] == origin]
     if arm in (NOTHING, FRESH) or any(s != s for s in shares):
-        return text
-    return f"{text}, {fmean(shares):.0%}"
+        return cell
+    return cell.extended(f", {fmean(shares):.0%}", recovered=fmean(shares))

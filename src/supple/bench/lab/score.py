@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from supple.bench.statistics import wilson
+from supple.bench.tables import Cell, Table, markdown
 
 MECHANISM = {
     "dead": "dead_units", "rank": "rank_collapse", "common": "ntk_degeneration", "ordered": "ntk_degeneration",
@@ -161,38 +162,49 @@ def _confusion(rows: Sequence[Row]) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _text(share: Row) -> str:
+def _text(share: Row) -> Cell:
     if not share["n"]:
-        return "no case"
-    return f"{share['hits']}/{share['n']} [{share['lo']:.2f}, {share['hi']:.2f}]"
+        return Cell("no case")
+    return Cell(f"{share['hits']}/{share['n']} [{share['lo']:.2f}, {share['hi']:.2f}]", **share)
 
 
 def render(found: dict[str, Any]) -> str:
-    """Markdown tables of a `summary`."""
-    lines = [
-        f"{found['cases']} networks, {found['without_truth']} without a truth (references do not learn).",
-        "",
-    ]
-    heads = ("all", *found["families"])
-    lines += ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    """Markdown of a `summary`."""
+    return markdown(parts(found))
+
+
+def parts(found: dict[str, Any]) -> list[str | Table]:
+    """Sentences and tables of a `summary`."""
     columns = [found["all"], *found["families"].values()]
-    for m in THREE:
-        for kind in ("sensitivity", "specificity"):
-            lines.append(f"| {m}, {kind} | " + " | ".join(_text(c[m][kind]) for c in columns) + " |")
-    for key in (*REST, "step 0"):
-        lines.append(f"| {key} | " + " | ".join(_text(c[key]) for c in columns) + " |")
+    rows = [
+        [f"{m}, {kind}", *(_text(c[m][kind]) for c in columns)]
+        for m in THREE
+        for kind in ("sensitivity", "specificity")
+    ]
+    rows += [[key, *(_text(c[key]) for c in columns)] for key in (*REST, "step 0")]
+    told: list[str | Table] = [
+        f"{found['cases']} networks, {found['without_truth']} without a truth (references do not learn).",
+        Table("verdicts against truth", ("of", "all", *found["families"]), rows),
+    ]
     if found["calibration"]:
-        lines += ["", f"Brier score of the probabilities: {found['brier']:.3f}.", ""]
-        lines += ["| claimed probability | mechanisms | mean claimed | true |", "|---|---|---|---|"]
-        lines += [
-            f"| {b['lo']:.1f} to {b['hi']:.1f} | {b['n']} | {b['claimed']:.2f} | {b['true']:.2f} |"
-            for b in found["calibration"]
+        told += [
+            f"Brier score of the probabilities: {found['brier']:.3f}.",
+            _calibration(found["calibration"]),
         ]
-    lines += ["", "| true -> found | networks |", "|---|---|"]
-    lines += [f"| {k} | {v} |" for k, v in found["confusion"].items()]
-    if found["wrong"]:
-        lines += ["", "| wrong | loss | true | found |", "|---|---|---|---|"]
-    for w in found["wrong"]:
-        true, claimed = ", ".join(w["true"]) or "none", ", ".join(w["found"]) or "none"
-        lines.append(f"| {w['case']} | {w['loss']:.2f} | {true} | {claimed} |")
-    return "\n".join(lines)
+    counts = [[k, Cell(str(v), count=v)] for k, v in found["confusion"].items()]
+    told.append(Table("confusion", ("true -> found", "networks"), counts))
+    wrong = [
+        [w["case"], Cell(f"{w['loss']:.2f}", value=w["loss"]), ", ".join(w["true"]) or "none",
+         ", ".join(w["found"]) or "none"]
+        for w in found["wrong"]
+    ]  # fmt: skip
+    return [*told, Table("wrong", ("wrong", "loss", "true", "found"), wrong)] if wrong else told
+
+
+def _calibration(bins: Sequence[Row]) -> Table:
+    rows = [
+        [f"{b['lo']:.1f} to {b['hi']:.1f}", Cell(str(b["n"]), count=b["n"]),
+         *(Cell(f"{b[k]:.2f}", value=b[k]) for k in ("claimed", "true"))]
+        for b in bins
+    ]  # fmt: skip
+    return Table("calibration", ("claimed probability", "mechanisms", "mean claimed", "true"), rows)

@@ -48,5 +48,5 @@ class Length:
 
 
 LENGTHS: Mapping[str, Length] = {
-    "tiny": Length(1, 3, 20), "small": Length(3, 16, 120), "day": Length(5, 60, 150),
+    "tiny": Length(1, 3, 20), "demo": Length(3, 12, 60), "small": Length(3, 16, 120), "day": Length(5, 60, 150),
 }  # fmt: skip

@@ -13,26 +13,22 @@ from torch.nn import functional as F
 
 from supple.bench.rounds.arms import Length
 from supple.bench.rounds.bases import SMALL, Base
+from supple.bench.rounds.sources import LANGUAGES, Source
 from supple.errors import InputError
 from supple.streams import generator
-from supple.streams.data.languages import languages
 
 
 class Course:
-    """The languages of one seed, in one order for every arm."""
+    """The texts of one seed, in one order for every arm."""
 
-    def __init__(self, seed: int, length: Length, base: Base = SMALL) -> None:
-        self.seed, self.length, self.base = seed, length, base
-        texts = languages()
-        names = list(texts)
-        order = torch.randperm(len(names), generator=generator(seed, "languages")).tolist()
-        if length.rounds > len(names):
-            raise InputError("more rounds than languages", found=f"{length.rounds} of {len(names)}")
-        self.names = [names[i] for i in order[: length.rounds]]
-        self.texts = [base.tokens(texts[n]) for n in self.names]
+    def __init__(self, seed: int, length: Length, base: Base = SMALL, source: Source = LANGUAGES) -> None:
+        self.seed, self.length, self.base, self.source = seed, length, base, source
+        chosen = source.rounds(seed, length.rounds)
+        self.names = [name for name, _ in chosen]
+        self.texts = [base.tokens(text) for _, text in chosen]
         for name, text in zip(self.names, self.texts, strict=True):
             if len(text) < 2 * base.sizes.context:
-                raise InputError("a language has too few tokens", found=len(text), where=name)
+                raise InputError(f"a {source.what} has too few tokens", found=len(text), where=name)
 
     def batch(self, turn: int, key: str, count: int | None = None) -> tuple[Tensor, Tensor]:
         """(B, T) tokens and the tokens that follow them."""
@@ -48,7 +44,7 @@ class Course:
 
     def probe(self) -> tuple[Tensor, Tensor]:
         """One probe for all rounds, arms and seeds."""
-        return fixed_probe(self.base)
+        return fixed_probe(self.base, self.source)
 
     def judged(self, model: nn.Module, turn: int) -> dict[str, float]:
         """What is told of a round beside its loss."""
@@ -60,9 +56,9 @@ class Course:
         return float(torch.special.entr(share).sum())
 
 
-def fixed_probe(base: Base) -> tuple[Tensor, Tensor]:
-    """(B, T) tokens and their followers of languages spread over the archive: one probe for all rounds and arms."""
-    texts = languages()
+def fixed_probe(base: Base, source: Source = LANGUAGES) -> tuple[Tensor, Tensor]:
+    """(B, T) tokens and their followers of texts spread over the source: one probe for all rounds and arms."""
+    texts = source.all()
     names, sizes = list(texts), base.sizes
     read: dict[str, Tensor] = {}
     windows = []
@@ -81,31 +77,38 @@ def loss_fn(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 class Identification(Course):
-    """Rounds of classification: which of 16 languages is a window of? Each round draws them anew and numbers them.
+    """Rounds of classification: which of 16 texts is a window of? Each round draws them anew and numbers them.
 
     The class is read off the logits of the first 16 tokens of the vocabulary after the last token of a
     window, so that no head is added or replaced; the others are left out, so that no model has to learn which
-    tokens are classes. Languages come again in later rounds, under other numbers.
+    tokens are classes. Texts come again in later rounds, under other numbers; where there are fewer than
+    16 domains, every round is of all of them.
     """
 
     classes = 16
 
-    def __init__(self, seed: int, length: Length, base: Base = SMALL) -> None:
-        self.seed, self.length, self.base = seed, length, base
-        texts = languages()
+    def __init__(self, seed: int, length: Length, base: Base = SMALL, source: Source = LANGUAGES) -> None:
+        self.seed, self.length, self.base, self.source = seed, length, base, source
+        texts = source.all()
         known = list(texts)
+        self.classes = source.classes(type(self).classes)
         if len(known) < self.classes:
-            raise InputError("too few languages to be told apart", found=f"{len(known)} of {self.classes}")
+            raise InputError(
+                f"too few {source.what}s to be told apart", found=f"{len(known)} of {self.classes}"
+            )
         draws = [
             torch.randperm(len(known), generator=generator(seed, "classes", turn))[: self.classes].tolist()
             for turn in range(length.rounds)
         ]
         self.names = [",".join(known[i] for i in draw) for draw in draws]
         read = {i: base.tokens(texts[known[i]]) for draw in draws for i in draw}
+        for i, text in read.items():
+            if len(text) < 2 * base.sizes.context:
+                raise InputError(f"a {source.what} has too few tokens", found=len(text), where=known[i])
         self._texts = [[read[i] for i in draw] for draw in draws]
 
     def batch(self, turn: int, key: str, count: int | None = None) -> tuple[Tensor, Tensor]:
-        """(B, T) tokens and (B,) numbers of their languages."""
+        """(B, T) tokens and (B,) numbers of their texts."""
         count, span = count or self.base.sizes.batch, self.base.sizes.context
         g = generator(self.seed, "windows", turn, key)
         classes = torch.randint(self.classes, (count,), generator=g)
@@ -120,12 +123,12 @@ class Identification(Course):
 
     def probe(self) -> tuple[Tensor, Tensor]:
         """The windows of every probe, under numbers that run through the classes."""
-        tokens = fixed_probe(self.base)[0]
+        tokens = fixed_probe(self.base, self.source)[0]
         return tokens, torch.arange(len(tokens)) % self.classes
 
     @torch.no_grad()
     def judged(self, model: nn.Module, turn: int) -> dict[str, float]:
-        """Share of other windows of the round's texts that are put to the right language."""
+        """Share of other windows of the round's texts that are put to the right text."""
         tokens, classes = self.batch(turn, "judged", self.base.sizes.held)
         model.eval()
         right = self.forward(model, tokens).argmax(-1) == classes

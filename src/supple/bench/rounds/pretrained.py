@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from supple.bench.rounds.bases import CONTEXT, Base, Sizes
 from supple.errors import InputError
+from supple.nn import insert_forget_gates_
 from supple.nn.adapter import checksum
 
 SAVE = "save one there with model.save_pretrained(folder) and tokenizer.save_pretrained(folder)"
@@ -32,7 +33,8 @@ class Pretrained(Base):
     """The model of the folder is loaded anew for every arm, and for every round of a fresh one.
 
     Fresh arms therefore begin each round with the folder's weights. Trained in float32, without dropout;
-    the packed projections of GPT-2 become ``nn.Linear`` with the same numbers. Nothing is downloaded and no
+    the packed projections of GPT-2 become ``nn.Linear`` with the same numbers. Forgetting attention starts as the
+    folder's model and is refused by name where the attention is not Llama's. Nothing is downloaded and no
     code of the folder is executed.
 
     Raises:
@@ -43,7 +45,7 @@ class Pretrained(Base):
     sizes = Sizes(batch=4, held=16, probe_context=16, kernel=8, kernel_context=16)
     rates: Mapping[str, float] = {"": 5e-5, "svf": 2e-2, "lora": 1e-3}
     adapt_from = 0
-    attentions = ("softmax",)
+    attentions = ("softmax", "forgetting")
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -70,6 +72,8 @@ class Pretrained(Base):
                 setattr(config, key, 0.0)
         net = self._read("AutoModelForCausalLM", "causal language model", config=config, dtype=torch.float32)
         _plain_linears_(net)
+        if attention == "forgetting":
+            insert_forget_gates_(net)
         return Causal(net.train())
 
     def tokens(self, text: Tensor) -> Tensor:

@@ -131,19 +131,22 @@ def _paired(a: Sequence[float], b: Sequence[float]) -> Paired | None:
     return paired(a, b) if all(map(math.isfinite, (*a, *b))) else None
 
 
-def answer(folder: Path, name: str = RECORDS) -> tuple[str, dict[str, Any]]:
-    """(text, plain types) of a folder of records, in the file of that name."""
-    from supple.bench.rounds.words import render, verdict
-
+def records_of(folder: Path, name: str = RECORDS) -> list[Record]:
+    """The records of a folder, in the file of that name."""
     records = lines(folder / name)
     if not records:
         raise InputError("there are no records here", where=str(folder))
+    return list(records)
+
+
+def figures(records: Sequence[Record]) -> dict[str, Any]:
+    """What the records say, in plain types."""
+    from supple.bench.rounds.words import verdict
+
     found = table(records)
-    figures = {arm: _plain(row) for arm, row in found.items()}
     said = verdict(found, records) if "full" in found else None
-    return render(records), {
-        "verdict": said, "table": figures, "refused": refused(records), "records": records,
-    }  # fmt: skip
+    rows = {arm: _plain(row) for arm, row in found.items()}
+    return {"verdict": said, "table": rows, "refused": refused(records), "records": list(records)}
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""One arm of one seed: a language model over languages in one order, and what is written down of every round."""
+"""One arm of one seed: a language model over texts in one order, and what is written down of every round."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from supple.bench.rounds.bases import SMALL, Base
 from supple.bench.rounds.course import Course, Identification
 from supple.bench.rounds.learner import Learner
 from supple.bench.rounds.measure import Eye, blocks, steps_to_shares
+from supple.bench.rounds.sources import LANGUAGES, Folder
 from supple.diagnose.types import plain
 from supple.errors import InputError, SuppleError
 
@@ -75,11 +76,14 @@ def run_arm(arm: Arm, course: Course) -> dict[str, Any]:
 
 
 def folder_of(
-    out: Path, preset: str, rounds: int | None = None, model: Path | None = None, kind: str = "lm-rounds"
-) -> Path:
-    """Where the records of a preset lie; other rounds and other models have folders of their own."""
+    out: Path, preset: str, rounds: int | None = None, model: Path | None = None, data: Path | None = None,
+    kind: str = "lm-rounds",
+) -> Path:  # fmt: skip
+    """Where the records of a preset lie; other rounds, models and texts have folders of their own."""
     name = preset if rounds is None else f"{preset}-{rounds}-rounds"
-    return out / kind / (name if model is None else f"{name}-{model.resolve().name}")
+    for other in (data, model):
+        name += "" if other is None else f"-{other.resolve().name}"
+    return out / kind / name
 
 
 def run_rounds(
@@ -90,6 +94,7 @@ def run_rounds(
     arms: Sequence[str] | None = None,
     rounds: int | None = None,
     model: Path | None = None,
+    data: Path | None = None,
     kind: str = "lm-rounds",
 ) -> list[dict[str, Any]]:
     """Every arm and seed of a preset that ``folder`` has not; returns all records in it.
@@ -98,26 +103,29 @@ def run_rounds(
         arms: names of some; ``fresh`` must be among them, against which the others are held.
         rounds: in place of the preset's.
         model: a local ``transformers`` folder of a causal language model to begin with.
-        kind: ``"lm-rounds"`` foretells tokens, ``"lm-classification"`` tells languages apart.
+        data: a folder of texts, one file a domain (see `supple.streams.data.texts`), in place of the languages.
+        kind: ``"lm-rounds"`` foretells tokens, ``"lm-classification"`` tells texts apart.
 
     Raises:
-        InputError: an unknown preset or arm, no ``fresh``, no languages, a folder that holds no causal
-            language model, or records of another one.
+        InputError: an unknown preset or arm, no ``fresh``, no texts, a folder that holds no causal
+            language model, or records of another model or of other texts.
     """
     if preset not in LENGTHS:
         raise InputError(f"unknown preset {preset!r} of {kind}", do=f"choose one of {', '.join(LENGTHS)}")
     if rounds is not None and rounds < 2:
         raise InputError(f"{kind} needs two rounds or more", found=rounds)
     length = LENGTHS[preset] if rounds is None else replace(LENGTHS[preset], rounds=rounds)
+    source = LANGUAGES if data is None else Folder(data)
     base = _base(model)
     chosen = _chosen(arms, base)
     course_type, name = KINDS[kind]
     done = lines(folder / name)
-    if any(r.get("model", {}).get("fingerprint", "") != base.fingerprint for r in done):
-        raise InputError(
-            "the folder has records of another model", where=str(folder), do="choose another --out"
-        )
-    courses = [course_type(seed, length, base) for seed in range(length.seeds)]
+    for key, what, mine in (("model", "another model", base), ("data", "other texts", source)):
+        if any(r.get(key, {}).get("fingerprint", "") != mine.fingerprint for r in done):
+            raise InputError(
+                f"the folder has records of {what}", where=str(folder), do="choose another --out"
+            )
+    courses = [course_type(seed, length, base, source) for seed in range(length.seeds)]
     folder.mkdir(parents=True, exist_ok=True)
     known = {(r["arm"], r["seed"]) for r in done}
     todo = [(a, c) for c in courses for a in chosen if (a.name, c.seed) not in known]
@@ -132,14 +140,17 @@ def run_rounds(
 
 
 def _record(arm: Arm, course: Course) -> dict[str, Any]:
-    base = course.base
-    if not base.name:
-        return run_arm(arm, course)
+    record: dict[str, Any]
     try:
         record = run_arm(arm, course)
     except SuppleError as error:  # a remedy may not fit a network from elsewhere; the other arms go on
+        if not course.base.name:
+            raise
         record = {"arm": arm.name, "seed": course.seed, "rounds": [], "refused": str(error)}
-    return {**record, "model": {"name": base.name, "fingerprint": base.fingerprint}}
+    for key, of in (("model", course.base), ("data", course.source)):
+        if of.name:
+            record[key] = {"name": of.name, "fingerprint": of.fingerprint}
+    return record
 
 
 def _base(model: Path | None) -> Base:

@@ -9,6 +9,7 @@ from typing import Any
 from supple.bench.rounds.measure import SHARES
 from supple.bench.rounds.read import PARTS, PROBE, Record, refused, table
 from supple.bench.statistics import Estimate
+from supple.bench.tables import Cell, Table, markdown
 
 HEADS = (
     "arm", "end loss, last third", "minus fresh, first third", "minus fresh, last third", "change",
@@ -18,7 +19,7 @@ HEADS = (
 
 def verdict(found: Mapping[str, Any], records: Sequence[Record] = ()) -> str:
     """Does the plain model lose plasticity at this scale? To lose it is to end worse than fresh models, late on."""
-    fresh = "fresh models" if not _model(records) else "the folder's model tuned anew"
+    fresh = "fresh models" if not _name(records, "model") else "the folder's model tuned anew"
     change = found["full"]["change"]
     late = found["full"]["minus fresh, last third"]
     if change is None or late is None:
@@ -45,90 +46,89 @@ def verdict(found: Mapping[str, Any], records: Sequence[Record] = ()) -> str:
 
 def render(records: Sequence[Record]) -> str:
     """Markdown: the sentence and the tables."""
+    return markdown(parts(records))
+
+
+def parts(records: Sequence[Record]) -> list[str | Table]:
+    """The sentence, what the rounds were of, the tables, and the arms that were not run."""
     found = table(records)
-    text = [verdict(found, records), ""] if "full" in found else []
-    if model := _model(records):
-        text += [f"Model: {model}; fresh arms begin every round with the folder's weights.", ""]
+    told: list[str | Table] = [verdict(found, records)] if "full" in found else []
+    if data := _name(records, "data"):
+        told.append(f"Texts: the domains of {data}.")
+    if model := _name(records, "model"):
+        told.append(f"Model: {model}; fresh arms begin every round with the folder's weights.")
+    told += [_losses(found), _steps(found), _ranks(found)]
+    if any("probe" in row for row in found.values()):
+        told.append(_probe(found))
+    return told + [f"{arm} was not run: {why}" for arm, why in refused(records).items()]
+
+
+def _losses(found: Mapping[str, Any]) -> Table:
+    """End losses against fresh models, memory, and the accuracy of classification."""
     classes = any("accuracy" in row for row in found.values())
-    text += _heads((*HEADS, "accuracy, first → last third") if classes else HEADS)
+    rows = []
     for arm, row in found.items():
         change = None if row["change"] is None else row["change"].difference
-        cells = [_cell(row[HEADS[1]], ""), *(_cell(row[h]) for h in HEADS[2:4])]
-        cells += [_cell(change), format(row["rounds at fresh's loss"], ".0%")]
-        cells.append(_arrow(row["loss on the first language"]))
-        text.append(_line(arm, *cells, *([_arrow(row.get("accuracy", ()))] if classes else [])))
-    text += ["", *_steps(found)]
-    parts = [p for p in PARTS if any(p in row["ranks"] for row in found.values())]
-    text += [
-        "",
-        "Effective rank over the number of directions, round 0 → last:",
-        "",
-        *_heads(("arm", *parts)),
-    ]
-    text += [_line(arm, *(_arrow(row["ranks"].get(p, ())) for p in parts)) for arm, row in found.items()]
+        cells = [_cell(row[HEADS[1]], ""), *(_cell(row[h]) for h in HEADS[2:4]), _cell(change)]
+        share = row["rounds at fresh's loss"]
+        cells += [Cell(f"{share:.0%}", value=share), _arrow(row["loss on the first language"])]
+        rows.append([arm, *cells, *([_arrow(row.get("accuracy", ()))] if classes else [])])
+    return Table("losses", (*HEADS, "accuracy, first → last third") if classes else HEADS, rows)
+
+
+def _ranks(found: Mapping[str, Any]) -> Table:
+    shown = [p for p in PARTS if any(p in row["ranks"] for row in found.values())]
+    rows = [[arm, *(_arrow(row["ranks"].get(p, ())) for p in shown)] for arm, row in found.items()]
+    lead = "Effective rank over the number of directions, round 0 → last:"
+    return Table("effective ranks", ("arm", *shown), rows, lead)
+
+
+def _probe(found: Mapping[str, Any]) -> Table:
     measured = {arm: row["probe"] for arm, row in found.items() if "probe" in row}
-    if measured:
-        text += [
-            "",
-            "On a fixed probe of many languages, round 0 → last (units of the MLPs, kernel, churn of one step):",
-            "",
-            *_heads(("arm", *(p.replace("_", " ") for p in PROBE))),
-        ]
-        text += [_line(arm, *(_arrow(row[p], 3) for p in PROBE)) for arm, row in measured.items()]
-    text += [f"\n{arm} was not run: {why}" for arm, why in refused(records).items()]
-    return "\n".join(text)
+    rows = [[arm, *(_arrow(row[p], 3) for p in PROBE)] for arm, row in measured.items()]
+    lead = "On a fixed probe of many texts, round 0 → last (units of the MLPs, kernel, churn of one step):"
+    return Table("probe", ("arm", *(p.replace("_", " ") for p in PROBE)), rows, lead)
 
 
-def _steps(found: Mapping[str, Any]) -> list[str]:
+def _steps(found: Mapping[str, Any]) -> Table:
     """Steps to a fixed loss, first third → last third of the rounds."""
     shares = [f"{s:g}" for s in SHARES] if any("steps to a share" in r for r in found.values()) else []
     heads = ["arm", "fresh's end loss", "change", *(f"{float(s):.0%} of the entropy" for s in shares)]
-    text = [
-        "Steps to a fixed loss, first → last third of the rounds; not reached counts as a whole round:",
-        "", *_heads(heads),
-    ]  # fmt: skip
+    rows = []
     for arm, row in found.items():
-        cells = []
+        cells: list[Cell] = []
         for steps in (
             row["steps to fresh's loss"],
             *(row.get("steps to a share", {}).get(s) for s in shares),
         ):
             if steps is None:
-                cells.append("–")
+                cells.append(Cell("–"))
                 continue
-            cells.append(_arrow([_value(steps["first third"]), _value(steps["last third"])], 0))
-            if "rounds that reach it" not in steps:
-                cells.append(
-                    "not finite" if steps["change"] is None else _cell(steps["change"].difference, "+", 0)
-                )
+            shown = _arrow([_value(steps["first third"]), _value(steps["last third"])], 0)
+            if "rounds that reach it" in steps:
+                share = steps["rounds that reach it"]
+                cells.append(shown.extended(f" ({share:.0%} reach it)", reached=share))
             else:
-                cells[-1] += f" ({steps['rounds that reach it']:.0%} reach it)"
-        text.append(_line(arm, *cells))
-    return text
+                change = steps["change"]
+                cells += [shown, _cell(None if change is None else change.difference, "+", 0)]
+        rows.append([arm, *cells])
+    lead = "Steps to a fixed loss, first → last third of the rounds; not reached counts as a whole round:"
+    return Table("steps", heads, rows, lead)
 
 
-def _model(records: Sequence[Record]) -> str:
-    return next((r["model"]["name"] for r in records if r.get("model")), "")
+def _name(records: Sequence[Record], of: str) -> str:
+    """The model or the data that the records know of themselves."""
+    return next((r[of]["name"] for r in records if r.get(of)), "")
 
 
 def _value(e: Estimate | None) -> float:
     return math.nan if e is None else e.value
 
 
-def _heads(names: Sequence[str]) -> list[str]:
-    return [_line(*names), "|" + "---|" * len(names)]
+def _arrow(values: Sequence[float], digits: int = 2) -> Cell:
+    text = " → ".join("–" if math.isnan(v) else f"{v:.{digits}f}" for v in values) or "–"
+    return Cell(text, **dict(zip(("first", "last"), values, strict=False)))
 
 
-def _line(*cells: str) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _arrow(values: Sequence[float], digits: int = 2) -> str:
-    return " → ".join("–" if math.isnan(v) else f"{v:.{digits}f}" for v in values) or "–"
-
-
-def _cell(e: Estimate | None, sign: str = "+", digits: int = 3) -> str:
-    if e is None:
-        return "not finite"
-    form = f"{sign}.{digits}f"
-    return format(e.value, form) + ("" if e.samples < 2 else f" [{e.lo:{form}}, {e.hi:{form}}]")
+def _cell(e: Estimate | None, sign: str = "+", digits: int = 3) -> Cell:
+    return Cell("not finite") if e is None else Cell.of(e, f"{sign}.{digits}f")
