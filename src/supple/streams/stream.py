@@ -33,6 +33,11 @@ class Task:
         """What the network is judged on after the task: the held-out data where there is some, else the task's own."""
         return (self.inputs, self.targets) if self.held_out is None else self.held_out
 
+    @property
+    def judged_samples(self) -> int:
+        """How many samples it is judged on."""
+        return len(self.judged[1])
+
     def __len__(self) -> int:
         return len(self.targets)
 
