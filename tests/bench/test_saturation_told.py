@@ -25,7 +25,7 @@ def test_counts_by_hand() -> None:
     told = saturation_told("cartpole-offsets", ends)
     assert tuple(told) == (3, 2, 3, 2)
     assert tuple(saturation_told("cartpole-offsets", ends, threshold=1.0)) == (3, 3, 3, 0)
-    assert tuple(saturation_told("acrobot-offsets", ends)) == (0, 0, 6, 4)
+    assert tuple(saturation_told("acrobot-offsets", ends)) == (0, 0, 6, 3)
     with pytest.raises(KeyError):
         saturation_told("minatar-chain", ends)
 
