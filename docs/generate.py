@@ -14,6 +14,7 @@ from page import ROOT
 from pages_claims import claims
 from pages_lab import lab, matrix, trials
 from pages_lm import rounds
+from pages_long import long_runs
 from pages_registry import instruments, interventions
 from pages_results import results, results_index
 from pages_studies import studies
@@ -21,6 +22,7 @@ from pages_studies import studies
 #: each source of generated pages; add one function here for a new kind of page
 SOURCES: tuple[Callable[[], dict[str, str]], ...] = (
     results,
+    long_runs,
     studies,
     lab,
     matrix,

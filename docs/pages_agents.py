@@ -28,6 +28,11 @@ HEAD = (
     "plain and oracle, bootstrap over seeds; it may be negative. **against plain**: paired over seeds.",
     "",
 )
+BOUNDARY = (
+    ". What is named `…_boundary` acts in the announcement of a task, before its first rollout, so it has to be told "
+    "of the boundary, as the oracle is: where nobody tells it, it does not act. `shrink_perturb` is told as well, but "
+    "acts after the first update of the task (and shrinks by 0.5, not 0.3)"
+)
 HEALTH_HEAD = (
     "**In the end**: after the last task, means over seeds. Entropy and largest |logit| say whether the policy is",
     "saturated; dormant and GraMa are shares of units at τ = 0.025; trainability is how well copies of the networks",
@@ -48,8 +53,9 @@ def agents_page(path: Path) -> str:
         agents = [a for a in answer["agents"] if a["protocol"] == protocol]
         agents.sort(key=lambda a: -a["returns"]["value"])
         lines += [f"## {protocol}", "", _verdict(agents), "", *_returns(agents), "", "In the end:", ""]
-        lines += [*_health(agents), ""]
-    return "\n".join([*lines, *origin(data)])
+        lines += [*_health(agents), "", *_saturation(protocol, agents)]
+    note = [data["note"], ""] if "note" in data else []
+    return "\n".join([*lines, *note, *origin(data)])
 
 
 def _returns(agents: list[dict[str, Any]]) -> list[str]:
@@ -94,6 +100,8 @@ def _verdict(agents: list[dict[str, Any]]) -> str:
     recovered = f"half of the gap or more is closed by {names}" if half else (
         f"no remedy closes half of the gap; the best is {best['method']} ({best['share']['value']:.0%})"
     )  # fmt: skip
+    if any(_at_boundary(a) for a in half):
+        recovered += BOUNDARY
     gap = _interval(over, "+" + form)
     text = f"The plain agent has {plain:{form}}, the oracle {oracle:{form}}: a loss ({gap}); {recovered}."
     health = by["plain"]["health"]
@@ -105,6 +113,39 @@ def _verdict(agents: list[dict[str, Any]]) -> str:
         f"{entropy:.2f} nats against the oracle's {by['fresh']['health']['policy entropy']:.2f}: what is lost here is "
         "exploration more than the ability to learn."
     )
+
+
+def _at_boundary(agent: dict[str, Any]) -> bool:
+    return agent["method"].endswith("_boundary")
+
+
+def _saturation(protocol: str, agents: list[dict[str, Any]]) -> list[str]:
+    """How well the threshold of policy saturation tells collapsed agents from others, where ends of tasks are kept."""
+    from supple.bench.statistics import wilson
+    from supple.bench.studies.rl_gym import COLLAPSED, saturation_told
+    from supple.diagnose.policy import ENTROPY
+
+    kept = [a for a in agents if a.get("ends")]
+    if not kept:
+        return []
+    told = saturation_told(protocol, [a["ends"] for a in kept])
+
+    def share(hits: int, n: int) -> str:
+        if not n:
+            return "none"
+        lo, hi = wilson(hits, n)
+        return f"{hits} of {n} ({hits / n:.2f} [{lo:.2f}, {hi:.2f}])"
+
+    return [
+        f"The policy report calls a policy saturated below {ENTROPY:g} of the largest entropy. At the ends of the "
+        f"tasks of {', '.join(a['method'] for a in kept)} (mean entropy of the last tenth of the iterations):",
+        "",
+        "| | |", "|---|---|",
+        f"| collapsed (return at the end at most {COLLAPSED[protocol][0]:g}) and called saturated: sensitivity | "
+        f"{share(told.saturated, told.collapsed)} |",
+        f"| not collapsed and not called saturated: specificity | {share(told.open, told.others)} |",
+        "",
+    ]  # fmt: skip
 
 
 def _interval(e: dict[str, float] | None, form: str) -> str:

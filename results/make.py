@@ -5,11 +5,13 @@ The image protocols need SUPPLE_DATA.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import platform
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from supple.bench.lab.trials import run_trials
 from supple.bench.rounds import run_rounds
 from supple.bench.studies import STUDIES
 from supple.cli.train import train
+from supple.store.read import load
 
 HERE = Path(__file__).resolve().parent
 RUNS = HERE.parent / "runs" / "results"
@@ -46,6 +49,42 @@ PLAN = (
     ("random-label-mnist", "small", METHODS, 5),
     ("label-noise-mnist", "small", METHODS, 5),
 )
+
+#: runs of thousands of tasks: protocol, preset, seed, method -> (tasks, tasks between looks)
+LONG_PLAN = (("continual-tiny-imagenet", "long", 0, {"plain": (2000, 100), "cbp": (5000, 250), "fresh": (250, 250)}),)
+BLOCK = 250
+ACCURACY = ("online_accuracy", "end_accuracy")
+KEPT = (*ACCURACY, "dead", "grama", "dormant")
+
+
+def make_long(protocol: str, preset: str, seed: int, lengths: dict[str, tuple[int, int]]) -> Path:
+    """The long runs of one protocol, as means over blocks of tasks."""
+    out = RUNS / preset
+    runs, command = [], []
+    for method, (tasks, look) in lengths.items():
+        made = protocols.create(protocol, preset, tasks=tasks)
+        spec = dataclasses.replace(grid(made, [method], [seed])[0], measure_every=look)
+        train(f"{protocol}, {method}, {tasks} tasks", [spec], out)
+        runs.append({"method": method, "seed": seed, "tasks": tasks, "rows": blocks(out / spec.label)})
+        command.append(
+            f"supple bench run {protocol} --preset {preset} --tasks {tasks} --methods {method} --seeds {seed + 1} "
+            f"--measure-every {look} --out {out.relative_to(HERE.parent)}"
+        )
+    return _write(protocol, f"{preset}.json", command, long=made.to_dict(), block=BLOCK, runs=runs)
+
+
+def blocks(folder: Path) -> list[dict[str, Any]]:
+    """Per block of tasks: mean accuracy of the batches before they are learned, and of what is judged at the end; the
+    instruments at the last look of the block, over the whole network."""
+    found: dict[int, dict[str, list[float]]] = {}
+    for row in load(folder).records.to_dicts():
+        if row["layer"] == "*" and row["value"] is not None and row["instrument"] in KEPT:
+            block = int(row["task"].removeprefix("task-")) // BLOCK
+            found.setdefault(block, {}).setdefault(row["instrument"], []).append(row["value"])
+    return [
+        {"first": b * BLOCK, **{k: fmean(v) if k in ACCURACY else v[-1] for k, v in rows.items()}}
+        for b, rows in sorted(found.items())
+    ]
 
 
 def make(protocol: str, preset: str, methods: str, seeds: int) -> Path:
@@ -169,11 +208,14 @@ EXPERIMENTS = {
 
 if __name__ == "__main__":
     asked = set(sys.argv[1:])
-    if unknown := asked - {row[0] for row in (*PLAN, *STUDY_PLAN)} - set(EXPERIMENTS):
+    if unknown := asked - {row[0] for row in (*PLAN, *STUDY_PLAN, *LONG_PLAN)} - set(EXPERIMENTS):
         sys.exit(f"no such protocol in the plan: {', '.join(sorted(unknown))}")
     for row in PLAN:
         if not asked or row[0] in asked:
             print(f"wrote {make(*row)}")
+    for name, preset, seed, lengths in LONG_PLAN:
+        if not asked or name in asked:
+            print(f"wrote {make_long(name, preset, seed, lengths)}")
     for name, preset, seeds in STUDY_PLAN:
         if not asked or name in asked:
             print(f"wrote {make_study(name, preset, seeds)}")

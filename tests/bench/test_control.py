@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 
@@ -28,7 +29,12 @@ SHORT = {
     "tasks": 3, "iterations": 2, "steps_per_iteration": 80, "copies": 4, "limit": 20, "batch": 40, "epochs": 2,
     "hidden": (8, 8),
 }  # fmt: skip
-CONTROL = [p.name for p in PROTOCOLS.values() if issubclass(p, Control)]
+BOXED = pytest.mark.skipif(find_spec("Box2D") is None, reason="needs the extra rl-box2d")
+CONTROL = [
+    pytest.param(p.name, marks=[BOXED, pytest.mark.rl] if "lunar" in p.name else [])
+    for p in PROTOCOLS.values()
+    if issubclass(p, Control)
+]
 
 
 @pytest.fixture(autouse=True)
@@ -166,6 +172,7 @@ def test_the_published_setting() -> None:
 
 def test_the_study_reads_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RlGym, "methods", ("plain", "fresh", "l2init"))
+    monkeypatch.setattr(RlGym, "more", {"cartpole-offsets": ("fire_boundary",)})
     for name in RlGym.suite:
         presets = dict(PROTOCOLS[name].presets, demo=SHORT)
         monkeypatch.setattr(PROTOCOLS[name], "presets", presets)
@@ -174,7 +181,7 @@ def test_the_study_reads_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert run_list(specs, tmp_path, workers=0).ok
     answer = RlGym.read(tmp_path)
     assert answer.seeds == 2
-    assert len(answer.agents) == 6
+    assert len(answer.agents) == 7
     by = {(a.protocol, a.method): a for a in answer.agents}
     for name in RlGym.suite:
         low, mid, high = (by[name, m] for m in ("plain", "l2init", "fresh"))
@@ -186,6 +193,10 @@ def test_the_study_reads_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         else:
             assert mid.share is None
         assert set(mid.health) == set(RlGym.health)
+        assert [len(v) for v in mid.ends.values()] == [2, 2]
+        records = load(tmp_path / name / "l2init" / "seed-1").records
+        assert list(mid.ends["return"][1]) == records.select(instrument="end_return").values()
+        assert list(mid.ends["policy entropy"][1]) == records.select(instrument="policy_entropy").values()
         assert mid.health["policy entropy"] is not None
         assert 0 <= mid.health["dormant"] <= 1
     assert "cartpole-offsets" in str(answer)

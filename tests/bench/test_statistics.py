@@ -97,6 +97,56 @@ def test_probability_of_improvement_is_mann_whitneys_u(x: list[float], y: list[f
     assert 0 <= e.lo <= e.hi <= 1
 
 
+#: from rliable 1.2.0 (arch 7.2.0, NumPy seed 20260 as in `scores`): the reference code of Agarwal et al. 2021
+RLIABLE = {
+    "iqm": (0.5870528817729521, 0.5352339020748926),
+    "iqm_interval": (0.53207, 0.64253),  # 20,000 resamples
+    "improvement": 0.5836734693877551,
+    "improvement_interval": (0.44490, 0.71837),  # 4,000 resamples
+    "profile": (1.0, 34 / 35, 30 / 35, 15 / 35, 3 / 35, 1 / 35),
+    "profile_lo": (1.0, 0.91428571, 0.74285714, 0.28571429, 0.0, 0.0),
+    "profile_hi": (1.0, 1.0, 0.94285714, 0.6, 0.17142857, 0.08571429),
+}
+
+
+@pytest.fixture
+def scores() -> tuple[np.ndarray, np.ndarray]:
+    """Seven runs of two methods on five protocols."""
+    draw = np.random.default_rng(20260)
+    return draw.normal(0.6, 0.2, (7, 5)), draw.normal(0.5, 0.25, (7, 5))
+
+
+def test_the_reference_code_gives_the_same(scores: tuple[np.ndarray, np.ndarray]) -> None:
+    x, y = scores
+    assert (s.interquartile_mean(x), s.interquartile_mean(y)) == pytest.approx(RLIABLE["iqm"], abs=1e-12)
+    e = s.bootstrap(x, resamples=5000)
+    assert (e.lo, e.hi) == pytest.approx(RLIABLE["iqm_interval"], abs=0.004)
+    e = s.probability_of_improvement(x, y)
+    assert e.value == pytest.approx(RLIABLE["improvement"], abs=1e-12)
+    assert (e.lo, e.hi) == pytest.approx(RLIABLE["improvement_interval"], abs=0.02)
+    profile = s.performance_profile(x, np.linspace(0, 1, 6))
+    assert [e.value for e in profile] == pytest.approx(RLIABLE["profile"], abs=1e-12)
+    assert [e.lo for e in profile] == pytest.approx(RLIABLE["profile_lo"], abs=0.03)
+    assert [e.hi for e in profile] == pytest.approx(RLIABLE["profile_hi"], abs=0.03)
+
+
+def test_the_reference_code_gives_the_same_with_ties_and_unequal_runs() -> None:
+    """rliable 1.2.0 on the same numbers; a tie counts half, a score at the threshold does not lie above it."""
+    x = np.array([[1, 2, 2], [2, 3, 3], [3, 1, 3], [1, 0, 0], [1, 3, 1], [2, 0, 1]]) / 4
+    y = np.array([[3, 3, 3], [1, 0, 1], [3, 1, 0], [2, 2, 1], [3, 3, 3]]) / 4
+    assert s.probability_of_improvement(x, y).value == pytest.approx(0.4055555555555556, abs=1e-12)
+    assert s.interquartile_mean(x) == pytest.approx(0.4, abs=1e-12)
+    assert [e.value for e in s.performance_profile(x, [0.25, 0.5])] == pytest.approx([0.5, 5 / 18])
+
+
+def test_area_of_forgetting_is_the_mean_of_all_falls() -> None:
+    ends, later = np.array([0.9, 0.8, 0.7]), np.array([[0.9, 0.7, 0.7], [0.4, 0.5, 0.8]])
+    assert s.area_of_forgetting(ends, later) == pytest.approx((0 + 0.1 + 0 + 0.5 + 0.3 - 0.1) / 6)
+    assert s.area_of_forgetting(ends, later[1]) == pytest.approx((0.5 + 0.3 - 0.1) / 3)
+    with pytest.raises(InputError, match="same tasks"):
+        s.area_of_forgetting(ends, later[:, :2])
+
+
 def test_curves() -> None:
     fall = np.concatenate([np.linspace(0.5, 0.8, 30), np.full(70, 0.6)])
     assert s.final_tenth(fall) == pytest.approx(0.6)
@@ -119,6 +169,9 @@ def test_curves() -> None:
         lambda bad: s.loss_from_peak(bad),
         lambda bad: s.loss_from_reference(bad, bad),
         lambda bad: s.area(bad),
+        lambda bad: s.performance_profile(bad, [0.5]),
+        lambda bad: s.performance_profile([0.5], bad),
+        lambda bad: s.area_of_forgetting(bad, [0.1, 0.2]),
     ],
 )
 @pytest.mark.parametrize("bad", [[], [0.5, math.nan], [math.inf, 0.5]])

@@ -25,10 +25,21 @@ from supple.integrations.stable_baselines3 import (  # noqa: E402
 )
 from supple.streams.rl.gym import ObservationOffset  # noqa: E402
 
-PARTS: dict[Any, list[Any]] = {
+PARTS: dict[Any, Any] = {
     PPO: [METHODS.CChain(coef=1.0), METHODS.L2Init(coef=0.01), METHODS.ReGraMa(every=7, tau=0.5)],
     DQN: [METHODS.ContinualBackprop(replacement_rate=0.05, maturity=3), METHODS.CChain(coef=1.0, kind="mse")],
-    SAC: [METHODS.ReDo(every=5, tau=0.5), METHODS.ShrinkAndPerturb(every=6)],
+    SAC: {
+        "actor": [
+            METHODS.CChain(kind="gaussian", coef=0.05, by_loss=True),
+            METHODS.ShrinkAndPerturb(every=6),
+            METHODS.FIRE(every="boundary"),
+        ],
+        "critic": [
+            METHODS.CChain(kind="mse", coef=0.2),
+            METHODS.ReDo(every=5, tau=0.5),
+            METHODS.LayerReset(every="boundary"),
+        ],
+    },
     TD3: [METHODS.CChain(coef=1.0, kind="mse"), METHODS.ReDo(every="task", tau=0.5)],
 }
 

@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize  # noqa: 
 import supple  # noqa: E402
 from supple.errors import InputError  # noqa: E402
 from supple.integrations import sb3_probe  # noqa: E402
-from supple.integrations.stable_baselines3 import SuppleCallback, networks  # noqa: E402
+from supple.integrations.stable_baselines3 import SuppleCallback, networks, switch_env  # noqa: E402
 from supple.streams.rl.gym import ObservationOffset, TaskSequence  # noqa: E402
 
 SMALL = {
@@ -224,7 +224,37 @@ def test_untold_tasks_stay_unknown() -> None:
     callback.detach()
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"interventions": "ReDo"}, r"a list of them.*found: 'ReDo'.*create"),
+        ({"interventions": ["ReDo"]}, r"a list of them.*found: 'ReDo'"),
+        ({"interventions": METHODS.L2Init()}, r"a list of them.*found: L2Init"),
+        ({"interventions": [METHODS.L2Init]}, r"a list of them.*found: <class"),
+        ({"interventions": None}, r"a list of them.*found: None"),
+        ({"interventions": {"policy": METHODS.L2Init()}}, r"a list of them.*found: L2Init"),
+        ({"interventions": [{"name": "L2Init"}]}, r"a list of them.*found: \{'name'"),
+        ({"probe_size": "a"}, r"at least 2 samples; found: 'a'"),
+        ({"sinks": 3}, "trackers with log"),
+        ({"sinks": [3]}, "trackers with log"),
+        ({"diagnose_at_switch": "10"}, "number of seconds; found: '10'"),
+        ({"every": 0}, "a number of steps >= 1"),
+        ({"every": "task"}, "a number of steps >= 1"),
+        ({"instruments": "bogus"}, "unknown instrument 'bogus'"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_the_constructor(settings: Any, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        SuppleCallback(**settings)
+
+
 def test_what_is_refused() -> None:
+    for wrong in (None, "abc"):
+        with pytest.raises(InputError, match="not a state of a SuppleCallback"):
+            SuppleCallback().load_state_dict(wrong)  # type: ignore[arg-type]
+    for call in (networks, switch_env):
+        with pytest.raises(InputError, match="not an agent of Stable-Baselines3; found: NoneType"):
+            call(*(None,) * (1 if call is networks else 2))
     with pytest.raises(InputError, match="nothing has been observed"):
         SuppleCallback().diagnose()
     with pytest.raises(InputError, match="at least 2 samples"):
@@ -235,6 +265,10 @@ def test_what_is_refused() -> None:
         SuppleCallback(diagnose_at_switch=0)
     used = SuppleCallback(probe_size=32)
     agent(PPO).learn(64, callback=used)
+    with pytest.raises(InputError, match="announced by its name; found: 3"):
+        used.task(3)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"what callback.diagnose\(\) returned; found: str"):
+        used.policy_report("report")
     with pytest.raises(InputError, match="attached to another agent"):
         agent(PPO).learn(64, callback=used)
     used.detach()

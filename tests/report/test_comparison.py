@@ -13,6 +13,7 @@ from supple.bench import run_list
 from supple.bench.courses import comparison_page
 from supple.cli.main import main
 from supple.report import Comparison, ComparisonPage, Course, drawings, latex, write_comparison
+from supple.report.comparison import tradeoff
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,23 @@ def test_the_figures_are_files_and_no_two_lines_look_alike(folder: Path, tmp_pat
 
 def test_a_protocol_without_measurements_has_no_instrument_figure() -> None:
     part = Comparison("bare", "accuracy", {"plain": Course("Plain", [[0.5, 0.6]])}, ["method"], [["Plain"]])
-    assert [d is None for d in drawings(part)] == [False, False, True]
+    assert [d is None for d in drawings(part)] == [False, False, True, True]
+
+
+def test_the_map_places_each_method_by_what_it_learns_and_keeps(folder: Path) -> None:
+    courses = {
+        "a": Course("A", [[0.1, 0.9], [0.1, 0.7]], kept=[0.2, 0.4]),
+        "b": Course("B", [[0.5, 0.5]], kept=[0.6]),
+        "c": Course("C", [[0.9, 0.95]]),
+    }
+    drawn = tradeoff(Comparison("p", "accuracy", courses, ["method"], []))
+    assert drawn is not None
+    assert drawn.heading == "p: A learns best (0.80), B keeps most (0.60)"
+    assert drawn.rows[0] == ("A", "0.800 [0.700, 0.900]", "0.300 [0.200, 0.400]")
+    assert "1 method(s) without a look back are left out" in drawn.caption
+    (part,) = comparison_page(folder).protocols
+    assert len(part.courses["plain"].kept) == 2
+    assert "–" not in part.rows[0][-2:]
 
 
 def test_latex_is_escaped() -> None:
@@ -80,7 +97,7 @@ def test_all_files_from_the_command_line(
     options = [x for k, p in files.items() for x in (f"--{k}", str(p))]
     assert main(["bench", "report", str(folder), *options, "--figures", str(tmp_path / "figures")]) == 0
     assert all(p.stat().st_size > 100 for p in files.values())
-    assert len(list((tmp_path / "figures").iterdir())) == 6
+    assert len(list((tmp_path / "figures").iterdir())) == 8
     assert "figure(s)" in capsys.readouterr().err
     assert main(["bench", "report", str(tmp_path / "nowhere"), "--html", str(tmp_path / "x.html")]) == 2
     assert not (tmp_path / "x.html").exists()

@@ -315,6 +315,9 @@ def test_bad_input_is_refused_by_name() -> None:
         ),
         ("needs floating-point", lambda: ObservationOffset(Blank(image, spaces.Discrete(2)))),
         ("scale >= 0", lambda: ObservationOffset(CARTPOLE(), -1.0)),
+        ("scale >= 0", lambda: ObservationOffset(CARTPOLE(), "2.0")),  # type: ignore[arg-type]
+        ("0 < lo <= hi", lambda: DynamicsShift(CARTPOLE(), gravity=(2.0,))),  # type: ignore[arg-type]
+        ("0 < lo <= hi", lambda: DynamicsShift(CARTPOLE(), gravity="ab")),  # type: ignore[arg-type]
         (
             "same bounds",
             lambda: ActionPermutation(

@@ -43,6 +43,11 @@ class AgentTask:
     def __len__(self) -> int:
         return self.length
 
+    @property
+    def judged_samples(self) -> int:
+        """The environment steps of the task: an agent is judged on no data set."""
+        return self.length
+
     def steps(self, size: int, epochs: int = 1) -> int:
         """Updates of the networks in the task."""
         return self.updates

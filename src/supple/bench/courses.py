@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from supple.bench import methods
+from supple.bench.kept import stability
 from supple.bench.rows import curve, metric_of
 from supple.bench.statistics import Estimate
 from supple.bench.summary import Row, Summary, collect, stored_runs
@@ -23,6 +25,8 @@ COLUMNS = (
     "below own peak",
     "minus fresh",
     "lost from task",
+    "earlier tasks",
+    "forgetting",
 )
 
 
@@ -41,11 +45,19 @@ def _part(
     rows = sorted((r for r in summary.rows if r.protocol == label), key=lambda r: -r.last.value)
     found = {r.method: [runs[label, r.method][s] for s in r.seeds] for r in rows}
     courses = {
-        m: Course(_title(m), [curve(run.records, "online") for run in group], _instruments(group))
+        m: Course(
+            _title(m), [curve(run.records, "online") for run in group], _instruments(group), _kept(group)
+        )
         for m, group in found.items()
     }
     metric = metric_of(next(iter(found.values()))[0].records)
     return Comparison(label, metric, courses, COLUMNS, [_cells(r) for r in rows])
+
+
+def _kept(group: Sequence[StoredRun]) -> list[float]:
+    """What each run keeps of earlier tasks; nothing where one of them did not look back."""
+    found = [stability(run.records) for run in group]
+    return [] if any(map(math.isnan, found)) else found
 
 
 def _title(method: str) -> str:
@@ -56,7 +68,8 @@ def _title(method: str) -> str:
 def _cells(row: Row) -> list[str]:
     fresh = "–" if row.against_fresh is None else _interval(row.against_fresh.difference, "+.3f")
     values = [_interval(e) for e in (row.first, row.last, row.area, row.from_peak)]
-    return [_title(row.method), str(len(row.seeds)), *values, fresh, row.lost_from]
+    back = ["–" if e is None else _interval(e) for e in (row.kept, row.forgetting)]
+    return [_title(row.method), str(len(row.seeds)), *values, fresh, row.lost_from, *back]
 
 
 def _interval(e: Estimate, form: str = ".3f") -> str:

@@ -14,9 +14,14 @@ from supple.bench.cohort import rhythm, run_cohort, supports
 from supple.bench.loop import run
 from supple.bench.rows import Measure
 from supple.bench.spec import RunSpec
+from supple.errors import InputError
+from supple.store import Run
 
-#: seconds a new worker waits for one that is still letting go of the folder
-LOCK_WAIT = 60.0
+#: seconds a new worker waits for one that is still letting go of the folder; an NFS server frees what a dead node
+#: held when its lease ends, after 90 s as a rule
+LOCK_WAIT = 120.0
+#: a run whose worker died (out of memory, kill) is tried again this often; it resumes where it was
+RETRIES = 2
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,21 @@ class Job:
         except Exception:
             return traceback.format_exc()
         return None
+
+
+def plan(specs: Sequence[RunSpec], root: str | Path) -> tuple[list[Path], set[int]]:
+    """The folders of a run list, and the places of the runs that are finished.
+
+    Raises:
+        InputError: two runs with one folder. StoreError: a folder with another run.
+    """
+    folders = [spec.folder(root) for spec in specs]
+    finished = {i for i, spec in enumerate(specs) if Run.check(folders[i], spec.manifest())}
+    if len(set(folders)) != len(folders):
+        raise InputError(
+            "two runs of the list have the same folder", do="give each protocol, method and seed once"
+        )
+    return folders, finished
 
 
 def jobs(specs: Sequence[RunSpec], todo: Iterable[int]) -> list[Job]:

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from supple.bench.kept import kept_rows, looked_back
 from supple.bench.rows import Measure, measured_rows, observe_scene, summarise, task_rows
 from supple.bench.spec import RunSpec
 from supple.store import Run
@@ -41,8 +42,9 @@ def run(
 ) -> Path:
     """Compute one run, or the rest of it; a finished run is left as it is.
 
-    Writes, for every task, online and end accuracy (or the protocol's other metric) and ``online_loss``, and what
-    ``measure`` says at the measured tasks. The last checkpoint holds the worn network.
+    Writes, for every task, online and end accuracy (or the protocol's other metric) and ``online_loss``, what
+    ``measure`` says at the measured tasks, and there and at the end what is kept of earlier tasks. The last checkpoint
+    holds the worn network.
 
     Args:
         spec: the run. root: results go to ``root/protocol/method/seed-n``.
@@ -84,6 +86,9 @@ def _continue(spec: RunSpec, store: Run, measure: Measure, progress: Progress | 
             store.append(rows)
             if arrays:
                 store.arrays(task.name, arrays)
+        if earlier := looked_back(spec, index):
+            now = {i: learner.score(stream.task(i)) for i in earlier}
+            store.append(kept_rows(spec, learner.steps, task, store.records(), now))
         if (index + 1) % spec.checkpoint_every == 0 or index + 1 == tasks:
             store.checkpoint({"task": index + 1, "learner": learner.state_dict()})
     store.finish(summarise(store.records()))

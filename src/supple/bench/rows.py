@@ -73,7 +73,7 @@ def task_rows(spec: RunSpec, steps: int, task: Task, result: TaskResult, end: fl
     bad = not math.isfinite(result.loss)
     return [
         Record(f"online_{metric}", result.online, samples=result.samples, note=note, **where),
-        Record(f"end_{metric}", end, samples=len(task.judged[1]), **where),
+        Record(f"end_{metric}", end, samples=task.judged_samples, **where),
         Record(
             LOSS,
             result.loss,

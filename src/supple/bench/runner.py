@@ -5,50 +5,17 @@ from __future__ import annotations
 import contextlib
 import multiprocessing as mp
 import signal
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from supple.bench.jobs import Job, jobs
+from supple.bench.board import Board, Outcome, ProgressCallback
+from supple.bench.jobs import RETRIES, Job, jobs, plan
 from supple.bench.rows import Measure, observe_scene
 from supple.bench.spec import RunSpec
 from supple.errors import InputError
-from supple.store import Run
-
-#: a run whose worker died (out of memory, kill) is tried again this often; it resumes where it was
-RETRIES = 2
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run list stands. ``seconds_left`` is None until there is a rate to judge by."""
-
-    fraction: float
-    done: int
-    total: int
-    seconds_left: float | None
-    running: tuple[str, ...]
-    failed: tuple[str, ...]
-
-
-@dataclass
-class Outcome:
-    """What became of a run list: folders in the order of the list, and errors by label."""
-
-    folders: list[Path]
-    skipped: int = 0
-    errors: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def ok(self) -> bool:
-        return not self.errors
-
-
-ProgressCallback = Callable[[Progress], None]
 
 
 def run_list(
@@ -74,15 +41,10 @@ def run_list(
     >>> run_list([], "runs").ok
     True
     """
-    folders = [spec.folder(root) for spec in specs]
-    finished = {i for i, spec in enumerate(specs) if Run.check(folders[i], spec.manifest())}
-    if len(set(folders)) != len(folders):
-        raise InputError(
-            "two runs of the list have the same folder", do="give each protocol, method and seed once"
-        )
+    folders, finished = plan(specs, root)
     if workers < 0:
         raise InputError("workers cannot be negative", found=workers)
-    board = _Board(specs, finished, progress)
+    board = Board(specs, finished, progress)
     todo = deque(jobs(specs, (i for i in range(len(specs)) if i not in finished)))
     if workers == 0:
         _run_here(root, todo, board, measure)
@@ -91,62 +53,7 @@ def run_list(
     return Outcome(folders, board.skipped, board.errors)
 
 
-class _Board:
-    """Who is how far; turns events into `Progress`."""
-
-    def __init__(
-        self, specs: Sequence[RunSpec], finished: set[int], callback: ProgressCallback | None
-    ) -> None:
-        self.specs, self.callback = specs, callback
-        self.finished = finished
-        self.skipped = len(self.finished)
-        self.share = dict.fromkeys(self.finished, 1.0)
-        self.running: set[int] = set()
-        self.errors: dict[str, str] = {}
-        self.started = time.monotonic()
-        self.before: dict[int, float] = {}  # share that earlier calls had computed already
-        self.total = sum(s.cost for s in specs)
-        self.tell()
-
-    def progress(self, places: Iterable[int], share: float) -> None:
-        for place in places:
-            self.running.add(place)
-            self.before.setdefault(place, share)
-            self.share[place] = share
-        self.tell()
-
-    def end(self, places: Iterable[int], error: str | None = None) -> None:
-        for place in places:
-            self.running.discard(place)
-            if error is None:
-                self.finished.add(place)
-                self.share[place] = 1.0
-            else:
-                self.errors[self.specs[place].label] = error
-        self.tell()
-
-    def tell(self) -> None:
-        if self.callback is None:
-            return
-        done = sum(self.specs[i].cost * share for i, share in self.share.items())
-        here = sum(self.specs[i].cost * (self.share[i] - b) for i, b in self.before.items())
-        failed = [i for i, s in enumerate(self.specs) if s.label in self.errors]
-        lost = sum(self.specs[i].cost * (1.0 - self.share.get(i, 0.0)) for i in failed)
-        left = max(self.total - done - lost, 0.0)
-        elapsed = time.monotonic() - self.started
-        self.callback(
-            Progress(
-                fraction=1.0 if self.total == 0 else (done + lost) / self.total,
-                done=len(self.finished),
-                total=len(self.specs),
-                seconds_left=0.0 if left == 0 else (elapsed * left / here if here > 0 else None),
-                running=tuple(self.specs[i].label for i in sorted(self.running)),
-                failed=tuple(self.errors),
-            )
-        )
-
-
-def _run_here(root: str | Path, todo: deque[Job], board: _Board, measure: Measure) -> None:
+def _run_here(root: str | Path, todo: deque[Job], board: Board, measure: Measure) -> None:
     while todo:
         job = todo.popleft()
         error = job.perform(root, measure, lambda share, job=job: board.progress(job.places, share))
@@ -189,9 +96,7 @@ class _Worker:
 class _Pool:
     """Hands out runs and replaces workers that die."""
 
-    def __init__(
-        self, root: str | Path, todo: deque[Job], board: _Board, measure: Measure, size: int
-    ) -> None:
+    def __init__(self, root: str | Path, todo: deque[Job], board: Board, measure: Measure, size: int) -> None:
         self.root, self.todo, self.board, self.measure = root, todo, board, measure
         self.deaths: dict[tuple[int, ...], int] = {}
         self.workers: list[_Worker] = []

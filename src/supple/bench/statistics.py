@@ -227,6 +227,48 @@ def probability_of_improvement(a: Values, b: Values, *, level: float = 0.95, see
     return Estimate(chance(x, y), float(lo), float(hi), min(len(x), len(y)))
 
 
+def performance_profile(
+    scores: Values, thresholds: Values, *, level: float = 0.95, seed: int = 0
+) -> list[Estimate]:
+    """Share of all runs that score above each threshold, with stratified bootstrap intervals, pointwise.
+
+    Args:
+        scores: (runs,) of one protocol, or (runs, protocols). thresholds: (k,).
+
+    Source: Agarwal et al. 2021, run-score distributions.
+
+    >>> [e.value for e in performance_profile([0.2, 0.4, 0.6, 0.8], [0.1, 0.5])]
+    [1.0, 0.5]
+    """
+    x = np.asarray(scores, dtype=np.float64)
+    x = _checked(x, "performance_profile", dims=2 if x.ndim == 2 else 1)
+    return [
+        bootstrap(x, lambda s, t=float(t): float((s > t).mean()), level=level, seed=seed)
+        for t in _checked(thresholds, "performance_profile")
+    ]
+
+
+# -- what is kept of earlier tasks -----------------------------------------------------------------
+def area_of_forgetting(ends: Values, later: Values) -> float:
+    """Mean over earlier tasks of what each showed when it ended minus what it shows later, in the unit of the values.
+
+    Negative where later tasks helped earlier ones.
+
+    Args:
+        ends: (k,) of each earlier task at its end. later: (k,) of the same tasks after the run, or (looks, k) after
+            several tasks: then the mean over all looks, the area under the curve of forgetting.
+
+    >>> round(area_of_forgetting([0.9, 0.8], [0.5, 0.8]), 6)
+    0.2
+    """
+    a = _checked(ends, "area_of_forgetting")
+    b = np.asarray(later, dtype=np.float64)
+    b = _checked(b, "area_of_forgetting", dims=2 if b.ndim == 2 else 1)
+    if b.shape[-1] != len(a):
+        raise InputError("both sides need the same tasks", found=f"{len(a)} and {b.shape[-1]}")
+    return float((a - b).mean())
+
+
 # -- curves over tasks --------------------------------------------------------------------------
 def final_tenth(curve: Values) -> float:
     """Mean over the last tenth of the tasks, at least one.

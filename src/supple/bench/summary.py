@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,22 @@ import numpy as np
 
 from supple.bench import methods, statistics
 from supple.bench.cohort.engine import COHORTS
+from supple.bench.kept import forgotten, stability
 from supple.bench.rows import curve, metric_of
 from supple.bench.statistics import Estimate, Paired
 from supple.errors import StoreError
 from supple.store import StoredRun, load
 
 REFERENCE = "fresh"
+KEPT = ("kept", "forgetting")
 
 
 @dataclass(frozen=True)
 class Row:
     """One method on one protocol. ``against_fresh`` and ``onset`` pair seeds that both have.
+
+    ``kept`` is the metric on earlier tasks after the last one, ``forgetting`` the area of forgetting; None where a run
+    has no earlier task or did not look back on one.
 
     An upper end of ``onset`` that equals ``tasks`` says that the fall may never come.
     """
@@ -39,6 +45,8 @@ class Row:
     against_fresh: Paired | None
     onset: Estimate | None
     tasks: int
+    kept: Estimate | None = None
+    forgetting: Estimate | None = None
 
     @property
     def lost_from(self) -> str:
@@ -57,6 +65,8 @@ class Row:
         row: dict[str, Any] = {"protocol": self.protocol, "method": self.method, "seeds": list(self.seeds)}
         for name in ("first", "last", "end", "area", "from_peak"):
             row[name] = _numbers(getattr(self, name))
+        for name in KEPT:
+            row[name] = None if getattr(self, name) is None else _numbers(getattr(self, name))
         if self.against_fresh is not None:
             row["against_fresh"] = {
                 **_numbers(self.against_fresh.difference),
@@ -70,6 +80,10 @@ class Row:
 def _numbers(e: Estimate) -> dict[str, float | None]:
     lo, hi = (None, None) if e.samples < 2 else (e.lo, e.hi)
     return {"value": e.value, "lo": lo, "hi": hi}
+
+
+def _or_none(e: Estimate | None) -> dict[str, float | None]:
+    return {"value": None, "lo": None, "hi": None} if e is None else _numbers(e)
 
 
 @dataclass(frozen=True)
@@ -104,6 +118,7 @@ class Summary:
                 "onset",
                 "onset_lo",
                 "onset_hi",
+                *(f"{n}{s}" for n in KEPT for s in ("", "_lo", "_hi")),
             ]
         )
         for row in self.rows:
@@ -111,7 +126,8 @@ class Summary:
             fresh = "" if row.against_fresh is None else row.against_fresh.difference.value
             never = row.against_fresh is not None and row.onset is None
             when = ["never" * never, "", ""] if row.onset is None else _numbers(row.onset).values()
-            writer.writerow([row.protocol, row.method, len(row.seeds), *cells, fresh, *when])
+            back = [x for n in KEPT for x in _or_none(getattr(row, n)).values()]
+            writer.writerow([row.protocol, row.method, len(row.seeds), *cells, fresh, *when, *back])
         return out.getvalue()
 
     def __str__(self) -> str:
@@ -220,4 +236,11 @@ def _row(key: tuple[str, str], runs: Mapping[int, StoredRun], fresh: Mapping[int
         against_fresh=against,
         onset=when,
         tasks=min(len(c) for c in online),
+        kept=_if_known([stability(runs[s].records) for s in seeds]),
+        forgetting=_if_known([forgotten(runs[s].records) for s in seeds]),
     )
+
+
+def _if_known(values: Sequence[float]) -> Estimate | None:
+    """The mean over seeds where every seed has a value."""
+    return None if any(map(math.isnan, values)) else statistics.mean(values)

@@ -12,6 +12,9 @@ from supple.cli.diagnose import check_target
 from supple.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from supple.bench import RunSpec
     from supple.bench.studies import Study
 
 
@@ -102,24 +105,26 @@ class BenchRun:
     model: Path | None = None
     """lm-rounds, lm-classification: a local transformers folder of a causal language model, in place of the
     small GPT."""
-    engine: Literal["auto", "loop", "cohort"] = "auto"
+    engine: Literal["auto", "loop", "cohort", "ray"] = "auto"
     """loop: one run at a time in a process; cohort: all seeds of a method in one stacked program; auto: the
-    cohort where it has a form of the method."""
+    cohort where it has a form of the method; ray: as auto, on the Ray cluster of RAY_ADDRESS, whose nodes must share
+    the folder of the runs."""
     json: Path | None = None
     """Write the table as JSON to this file, or to stdout with -."""
 
     def run(self) -> int:
-        from supple.bench import grid, protocols, with_engine
+        from supple.bench import grid, protocols
         from supple.bench.experiments import EXPERIMENTS
         from supple.bench.studies import STUDIES
         from supple.cli.experiments import run_experiment
-        from supple.cli.train import train
 
         check_target(self.json)
         for name in ("seeds", "workers"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name} must be at least 1", found=value)
+        if self.engine == "ray" and self.workers is not None:
+            raise InputError("--engine ray takes every core of the cluster, and no --workers")
         if self.protocol in EXPERIMENTS:
             return run_experiment(EXPERIMENTS[self.protocol], self)
         if self.protocol in STUDIES:
@@ -150,13 +155,25 @@ class BenchRun:
             list(range(self.seeds)),
             measure_every=self.measure_every or 0,
         )
-        train(self.protocol, with_engine(specs, self.engine), self.out, self.workers)
+        self._train(self.protocol, specs, self.out)
         return show(self.out, self.json)
 
-    def _study(self, study: type[Study]) -> int:
+    def _train(self, title: str, specs: Sequence[RunSpec], out: Path) -> None:
+        """Compute the list with the engine and on the cores that were asked for."""
         from supple.bench import with_engine
-        from supple.cli.console import emit_json, say
         from supple.cli.train import train
+
+        on_ray = self.engine == "ray"
+        train(
+            title,
+            with_engine(specs, "auto" if self.engine == "ray" else self.engine),
+            out,
+            self.workers,
+            on_ray=on_ray,
+        )
+
+    def _study(self, study: type[Study]) -> int:
+        from supple.cli.console import emit_json, say
 
         own = {
             "--methods": self.methods,
@@ -182,7 +199,7 @@ class BenchRun:
         specs = study.specs(preset, range(self.seeds))
         for protocol in {s.protocol.label: s.protocol for s in specs}.values():
             protocol.check()
-        train(study.name, with_engine(specs, self.engine), out, self.workers)
+        self._train(study.name, specs, out)
         answer = study.read(out)
         if str(self.json) != "-":
             say(str(answer))

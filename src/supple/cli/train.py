@@ -20,13 +20,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def train(title: str, specs: Sequence[RunSpec], root: Path, workers: int | None = None) -> list[Path]:
-    """Compute what is not finished, in processes of one thread, and return the folders.
+def train(
+    title: str, specs: Sequence[RunSpec], root: Path, workers: int | None = None, *, on_ray: bool = False
+) -> list[Path]:
+    """Compute what is not finished, in processes of one thread here or on a Ray cluster, and return the folders.
 
     Raises:
         StoreError: a run failed; the others were finished first, and their results are kept.
     """
-    from supple.bench import run_list
+    from supple.bench import run_list, run_list_on_ray
 
     # Workers are spawned and inherit this: small networks get slower with more threads.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -36,7 +38,10 @@ def train(title: str, specs: Sequence[RunSpec], root: Path, workers: int | None 
             detail = f"{standing.done} of {standing.total} runs"
             bar.update(standing.fraction, detail, standing.seconds_left)
 
-        outcome = run_list(specs, root, workers=workers or cores(), progress=progress)
+        if on_ray:
+            outcome = run_list_on_ray(specs, root, progress=progress)
+        else:
+            outcome = run_list(specs, root, workers=workers or cores(), progress=progress)
     if not outcome.ok:
         label, trace = next(iter(outcome.errors.items()))
         raise StoreError(

@@ -93,7 +93,7 @@ def chosen(networks: Mapping[str, Network], interventions: Any) -> list[tuple[Ne
     Raises:
         InputError: an unknown network; what is no intervention; a C-CHAIN that does not fit the network.
     """
-    table = interventions
+    table = check_interventions(interventions)
     if not isinstance(table, Mapping):
         table = dict.fromkeys(networks, tuple(interventions))
     unknown = sorted(set(table) - set(networks))
@@ -105,6 +105,23 @@ def chosen(networks: Mapping[str, Network], interventions: Any) -> list[tuple[Ne
             if part.name == "CChain":
                 _fits(network, part)
     return pairs
+
+
+def check_interventions(given: Any) -> Any:
+    """The same, if it is a sequence of interventions or a mapping from networks to such sequences."""
+    from supple.interventions import Intervention
+
+    for items in given.values() if isinstance(given, Mapping) else [given]:
+        wrong = [items] if isinstance(items, str) or not isinstance(items, Sequence) else [
+            x for x in items if not isinstance(x, Intervention)
+        ]  # fmt: skip
+        if wrong:
+            raise InputError(
+                "interventions are a list of them, or a mapping from network to list",
+                found=", ".join(repr(x)[:60] for x in wrong),
+                do='for example [ReDo()] or {"critic": [ReDo()]}; by name: supple.interventions.create("ReDo")',
+            )
+    return given
 
 
 def hears_loss(rule: Any) -> bool:

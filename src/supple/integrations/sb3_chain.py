@@ -60,6 +60,8 @@ def switch_env(agent: Any, env: Any, statistics: Statistics | None = None) -> An
     """
     from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, unwrap_vec_normalize
 
+    if not hasattr(agent, "get_vec_normalize_env"):
+        raise InputError("not an agent of Stable-Baselines3", found=type(agent).__name__)
     old = agent.get_vec_normalize_env()
     if old is None and statistics is not None:
         raise InputError("the agent's environment is not normalised", found=f"statistics={statistics!r}")

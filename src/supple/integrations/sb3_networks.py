@@ -142,8 +142,8 @@ def networks(agent: Any) -> dict[str, Network]:
         InputError: another kind of policy, generalised state-dependent exploration, dictionaries of observations or
             actions other than Discrete and Box.
     """
-    policy = agent.policy
     _check(agent)
+    policy = agent.policy
     prepared = lambda x, _: preprocess(agent, x)
     if hasattr(policy, "action_net"):
         kind = "logits" if hasattr(agent.action_space, "n") else "means"
@@ -210,7 +210,9 @@ def imitation_loss(outputs: Tensor, actions: Tensor) -> Tensor:
 def _check(agent: Any) -> None:
     from gymnasium import spaces
 
-    policy = agent.policy
+    policy = getattr(agent, "policy", None)
+    if policy is None or not hasattr(agent, "action_space"):
+        raise InputError("not an agent of Stable-Baselines3", found=type(agent).__name__)
     known = hasattr(policy, "action_net") or hasattr(policy, "q_net") or hasattr(policy, "critic")
     if not known or getattr(policy, "lstm_actor", None) is not None:
         raise InputError("not a policy of PPO, A2C, DQN, SAC or TD3", found=type(policy).__name__)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -20,9 +21,11 @@ from torch import Tensor
 from supple.errors import InputError
 from supple.integrations import sb3_probe
 from supple.integrations._need import need
-from supple.integrations.sb3_carry import Carried, chosen
+from supple.integrations.sb3_carry import Carried, check_interventions, chosen
 from supple.integrations.sb3_chain import Statistics, check_statistics, set_statistics, switch_env
 from supple.integrations.sb3_networks import Network, imitation_loss, networks, policy_now, policy_outputs
+from supple.observe.instruments import select
+from supple.observe.monitor import check_every
 
 __all__ = ["SuppleCallback", "imitation_loss", "networks", "policy_outputs", "set_statistics", "switch_env"]
 
@@ -87,11 +90,17 @@ class SuppleCallback(_base):  # type: ignore[misc]
         verbose: int = 0,
     ) -> None:
         super().__init__(verbose)
-        if probe_size < 2:
-            raise InputError("a probe needs at least 2 samples", found=probe_size)
+        if not isinstance(probe_size, Integral) or probe_size < 2:
+            raise InputError("a probe needs at least 2 samples", found=repr(probe_size))
         check_statistics(statistics)
-        if diagnose_at_switch is not None and not diagnose_at_switch > 0:
-            raise InputError("diagnose_at_switch is a number of seconds", found=diagnose_at_switch)
+        seconds = diagnose_at_switch
+        if seconds is not None and not (isinstance(seconds, Real) and seconds > 0):
+            raise InputError("diagnose_at_switch is a number of seconds", found=repr(seconds))
+        if not isinstance(sinks, Sequence) or not all(callable(getattr(s, "log", None)) for s in sinks):
+            raise InputError("sinks are a list of trackers with log(values, step)", found=repr(sinks)[:80])
+        check_every(every, "every")
+        select(instruments)
+        check_interventions(interventions)
         self.every, self.probe_size, self.instruments = every, probe_size, instruments
         self.interventions, self.sinks = interventions, tuple(sinks)
         self.statistics, self.budget = statistics, diagnose_at_switch
@@ -158,6 +167,8 @@ class SuppleCallback(_base):  # type: ignore[misc]
     # -- what a user calls ----------------------------------------------------------------------
     def task(self, name: str) -> None:
         """Announce that the agent is on another task from now on."""
+        if not isinstance(name, str):
+            raise InputError("a task is announced by its name", found=repr(name), do='callback.task("1")')
         if self.monitor is None:
             if self._saved is None:
                 self._task = name
@@ -185,6 +196,8 @@ class SuppleCallback(_base):  # type: ignore[misc]
         """
         from supple.diagnose.policy import policy_report
 
+        if report is not None and not hasattr(report, "finding"):
+            raise InputError("report is what callback.diagnose() returned", found=type(report).__name__)
         self._watching()
         policy, space = next(iter(self._networks.values())), self._agent.action_space
         batch = sb3_probe.newest(self._agent, self.probe_size)
@@ -220,7 +233,9 @@ class SuppleCallback(_base):  # type: ignore[misc]
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore; taken up at once, or when the next ``learn`` begins."""
+        """Restore; taken up at once, or when the next ``learn`` begins. An empty state is one before any look."""
+        if not isinstance(state, Mapping):
+            raise InputError("this is not a state of a SuppleCallback", found=type(state).__name__)
         if not state:
             return
         if state.get("version") != STATE_VERSION or set(state) != STATE_KEYS:

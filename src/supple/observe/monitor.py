@@ -100,11 +100,9 @@ class Monitor:
         gradients_every: Every | None = None,
     ) -> None:
         self.model, self.optimizers = model, _optimizers(optimizer)
-        for name, given in (("every", every), ("gradients_every", gradients_every)):
-            if given is not None and not callable(given) and (not isinstance(given, int) or given < 1):
-                raise InputError(
-                    f"{name} is a number of steps >= 1 or a callable step -> bool", found=repr(given)
-                )
+        check_every(every, "every")
+        if gradients_every is not None:
+            check_every(gradients_every, "gradients_every")
         self.every, self.loss_fn, self.forward = every, loss_fn, forward
         self.instruments = instruments if isinstance(instruments, str) else tuple(instruments)
         watched = any(item.name == "churn" for item in select(self.instruments))
@@ -339,6 +337,12 @@ class Monitor:
     def _require_attached(self) -> None:
         if not self.attached:
             raise AttachError("the monitor is detached", do="make a new Monitor")
+
+
+def check_every(every: Any, name: str) -> None:
+    """Refuse what says no steps."""
+    if not callable(every) and (not isinstance(every, int) or every < 1):
+        raise InputError(f"{name} is a number of steps >= 1 or a callable step -> bool", found=repr(every))
 
 
 def _is_due(every: Every | None, step: int) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from supple.report.data import Spread
-from supple.report.style import CYCLE, DASHES, MARKERS, Svg, figure, look, number, save, to_svg
+from supple.report.style import CYCLE, DASHES, MARKERS, Svg, cross, figure, look, number, save, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,11 +30,15 @@ INSTRUMENTS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Course:
-    """One method: the metric by seed and task, and instruments as (tasks, by seed and look)."""
+    """One method: the metric by seed and task, instruments as (tasks, by seed and look), what is kept by seed.
+
+    ``kept`` is the metric on earlier tasks after the last one; empty where it was not asked for.
+    """
 
     title: str
     online: Sequence[Sequence[float]]
     instruments: Mapping[str, tuple[Sequence[int], Sequence[Sequence[float]]]] = field(default_factory=dict)
+    kept: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ def drawings(part: Comparison, folder: Path | None = None) -> list[Svg | None]:
     """The figures of one protocol; with a folder also as SVG and PNG files in it. None where nothing was measured."""
     if not part.courses:
         return []
-    return [courses(part, folder), levels(part, folder), instruments(part, folder)]
+    return [courses(part, folder), levels(part, folder), tradeoff(part, folder), instruments(part, folder)]
 
 
 def courses(part: Comparison, folder: Path | None = None) -> Svg:
@@ -124,6 +128,47 @@ def levels(part: Comparison, folder: Path | None = None) -> Svg:
         save(drawn, folder, name)
         rows = tuple((t, number(Spread.of(found[t]).mean), str(len(found[t]))) for t in reversed(order))
         return Svg(name, to_svg(drawn, name, heading), heading, caption, ("method", "mean", "seeds"), rows)
+
+
+def tradeoff(part: Comparison, folder: Path | None = None) -> Svg | None:
+    """The map of plasticity and stability, a point a method; None where no method looked back."""
+    tail = max(1, part.tasks // 10)
+    found = [
+        (
+            place,
+            course.title,
+            Spread.of([Spread.of(s[-tail:]).mean for s in course.online]),
+            Spread.of(course.kept),
+        )
+        for place, course in enumerate(part.courses.values())
+        if course.kept
+    ]
+    if not found:
+        return None
+    learns, keeps = max(found, key=lambda f: f[2].mean), max(found, key=lambda f: f[3].mean)
+    heading = (
+        f"{part.label}: {learns[1]} learns best ({number(learns[2].mean, 2)}), {keeps[1]} keeps most "
+        f"({number(keeps[3].mean, 2)})"
+    )
+    caption = (
+        f"Right: learns new tasks (online {part.metric}, last {tail} task(s)). Up: keeps earlier tasks (their "
+        f"{part.metric} after the last task; at most 20 of them, evenly spread). Bars: smallest to largest seed."
+    )
+    left_out = len(part.courses) - len(found)
+    caption += f" {left_out} method(s) without a look back are left out." if left_out else ""
+    with figure(height=max(4.6, 0.9 + 0.27 * len(found))) as (drawn, (ax,)):
+        for place, title, x, y in found:
+            cross(ax, (x.mean, x.lo, x.hi), (y.mean, y.lo, y.hi), place, title)
+        ax.set_xlabel(f"plasticity: online {part.metric}, last tenth")
+        ax.set_ylabel(f"stability: {part.metric} on earlier tasks")
+        ax.margins(0.12)
+        drawn.legend(loc="outside right upper", fontsize=9)
+        name = f"{part.label}-map"
+        save(drawn, folder, name)
+        rows = tuple((title, str(x), str(y)) for _, title, x, y in found)
+        return Svg(
+            name, to_svg(drawn, name, heading), heading, caption, ("method", "plasticity", "stability"), rows
+        )
 
 
 def instruments(part: Comparison, folder: Path | None = None) -> Svg | None:

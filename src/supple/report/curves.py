@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from supple.report.data import Arm, Spread, Story, stretch
-from supple.report.style import ROLE_PLACE, Svg, figure, look, number, to_svg
+from supple.report.style import ROLE_PLACE, Svg, cross, figure, look, number, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -140,31 +140,13 @@ def stability_map(story: Story) -> Svg:
     with figure(height=4.6) as (drawn, (ax,)):
         for arm in arms:
             x, y = arm.late(story.window), Spread.of(arm.stability)
-            place = ROLE_PLACE[arm.role]
-            ax.errorbar(
-                [x.mean],
-                [y.mean],
-                xerr=[[x.mean - x.lo], [x.hi - x.mean]],
-                yerr=[[y.mean - y.lo], [y.hi - y.mean]],
-                fmt=_marker(place),
-                color=look(place)["color"],
-                markersize=9,
-                elinewidth=1.4,
-                capsize=3,
-                label=arm.title,
-            )
+            cross(ax, (x.mean, x.lo, x.hi), (y.mean, y.lo, y.hi), ROLE_PLACE[arm.role], arm.title)
         ax.set_xlabel(f"plasticity: online accuracy, {stretch('last', story.window)}")
         ax.set_ylabel("stability: accuracy on earlier tasks")
         ax.margins(0.12)
         drawn.legend(loc="outside right upper")
         columns = ("method", "plasticity", "stability")
         return Svg("map", to_svg(drawn, "map", heading), heading, caption, columns, rows)
-
-
-def _marker(place: int) -> str:
-    from supple.report.style import MARKERS
-
-    return MARKERS[place % len(MARKERS)]
 
 
 def _capital(text: str) -> str:

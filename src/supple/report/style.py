@@ -121,6 +121,24 @@ def look(place: int) -> dict[str, Any]:
     return {"color": CYCLE[place % len(CYCLE)], "linestyle": DASHES[place % len(DASHES)]}
 
 
+def cross(
+    ax: Axes, x: tuple[float, float, float], y: tuple[float, float, float], place: int, title: str
+) -> None:
+    """A point with bars both ways, each side as (value, low, high); ``place`` in the cycle is its colour and marker."""
+    ax.errorbar(
+        [x[0]],
+        [y[0]],
+        xerr=[[x[0] - x[1]], [x[2] - x[0]]],
+        yerr=[[y[0] - y[1]], [y[2] - y[0]]],
+        fmt=MARKERS[(place + place // len(CYCLE)) % len(MARKERS)],
+        color=look(place)["color"],
+        markersize=9,
+        elinewidth=1.4,
+        capsize=3,
+        label=title,
+    )
+
+
 def number(value: float, digits: int = 3) -> str:
     """A number for a table: fixed digits, a dash where there is none.
 

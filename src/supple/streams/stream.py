@@ -33,6 +33,11 @@ class Task:
         """What the network is judged on after the task: the held-out data where there is some, else the task's own."""
         return (self.inputs, self.targets) if self.held_out is None else self.held_out
 
+    @property
+    def judged_samples(self) -> int:
+        """How many samples it is judged on."""
+        return len(self.judged[1])
+
     def __len__(self) -> int:
         return len(self.targets)
 
@@ -55,11 +60,14 @@ class Task:
         return self._batches(size, epochs)
 
     def _batches(self, size: int, epochs: int) -> Iterator[tuple[Tensor, Tensor]]:
-        used = len(self) // size * size
         for epoch in range(epochs):
-            order = torch.randperm(len(self), generator=generator(self.seed, "order", self.index, epoch))
-            for rows in order[:used].split(size * CHUNK):
+            for rows in self.order(size, epoch).split(size * CHUNK):
                 yield from zip(self.inputs[rows].split(size), self.targets[rows].split(size), strict=True)
+
+    def order(self, size: int, epoch: int) -> Tensor:
+        """Rows of the data in the order in which the full batches of an epoch take them."""
+        order = torch.randperm(len(self), generator=generator(self.seed, "order", self.index, epoch))
+        return order[: len(self) // size * size]
 
     def probe(self, size: int) -> tuple[Tensor, Tensor]:
         """A keyed sample of the task's data, the same rows in every task of a stream, to measure on."""

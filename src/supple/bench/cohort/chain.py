@@ -40,7 +40,7 @@ class StackedCChain:
     def extend(self, x_SBD: Tensor) -> Tensor:
         """The training batch, then the reference and the next reference as far as there are such."""
         self._next = self._draw()
-        self.ring.append(x_SBD)
+        self.ring.append(x_SBD.clone())  # the caller's buffer is used again
         return torch.cat([t for t in (x_SBD, self.inputs, self._next) if t is not None], dim=1)
 
     def _draw(self) -> Tensor | None:

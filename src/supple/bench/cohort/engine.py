@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from supple.bench import methods
 from supple.bench.cohort.chain import refusal
 from supple.bench.cohort.group import Group, intervention_of, rhythm
 from supple.bench.cohort.stack import check_chain
+from supple.bench.kept import kept_rows, looked_back
 from supple.bench.learner import TaskResult
 from supple.bench.loop import Progress, one_thread
 from supple.bench.optimizers import SEVERAL
@@ -24,7 +25,7 @@ from supple.errors import InputError
 from supple.interventions import L2, CChain, L2Init
 from supple.records import Records
 from supple.store import Run, load
-from supple.streams import Task
+from supple.streams import Stream, Task
 
 #: the folder below the root in which cohorts work
 COHORTS = "cohorts"
@@ -138,7 +139,7 @@ class _Cohort:
         for index in range(first, total):
             if progress is not None:
                 progress(index / total)
-            self._task(index, {seed: stream.task(index) for seed, stream in streams.items()})
+            self._task(index, streams)
             if (index + 1) % self.specs[0].checkpoint_every == 0 or index + 1 == total:
                 groups = [g.state_dict() for g in self.groups]
                 self.store.checkpoint({"task": index + 1, "steps": self.steps, "groups": groups})
@@ -147,7 +148,8 @@ class _Cohort:
         if progress is not None:
             progress(1.0)
 
-    def _task(self, index: int, tasks: dict[int, Task]) -> None:
+    def _task(self, index: int, streams: Mapping[int, Stream]) -> None:
+        tasks = {seed: stream.task(index) for seed, stream in streams.items()}
         some = next(iter(tasks.values()))
         steps = some.steps(self.protocol.batch, self.protocol.epochs)
         self.steps += steps
@@ -155,13 +157,23 @@ class _Cohort:
             group.start(index)
             counts = group.learn(tasks)
             ends = group.accuracies(tasks)
+            back = {
+                i: group.accuracies({seed: stream.task(i) for seed, stream in streams.items()})
+                for i in looked_back(self.specs[0], index)
+            }
             samples = steps * self.protocol.batch
-            for i, (hits, nonfinite, loss), end in zip(slots, counts, ends, strict=True):
-                spec = self.specs[i]
+            for place, (i, (hits, nonfinite, loss), end) in enumerate(zip(slots, counts, ends, strict=True)):
+                spec, task = self.specs[i], tasks[self.specs[i].seed]
                 result = TaskResult(hits / samples, loss / steps, samples, nonfinite)
-                self.store.append(task_rows(spec, self.steps, tasks[spec.seed], result, end))
+                self.store.append(task_rows(spec, self.steps, task, result, end))
                 if index in spec.measured():
-                    self._look(group, slots.index(i), i, tasks[spec.seed])
+                    self._look(group, place, i, task)
+                if back:
+                    now = {j: values[place] for j, values in back.items()}
+                    self.store.append(kept_rows(spec, self.steps, task, self._records(spec), now))
+
+    def _records(self, spec: RunSpec) -> Records:
+        return Records(r for r in self.store.records() if r.run == run_name(spec))
 
     def _look(self, group: Group, place: int, slot: int, task: Task) -> None:
         spec = self.specs[slot]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from supple.bench import methods
 from supple.bench.cohort.chain import StackedCChain
@@ -17,8 +15,10 @@ from supple.bench.spec import RunSpec
 from supple.interventions import L2, CChain, L2Init
 from supple.streams import Task
 
-#: steps whose data are gathered, and whose outputs are counted, at once
+#: steps whose outputs are counted at once, and at most gathered at once
 CHUNK = 64
+#: bytes of inputs that are gathered at once: less makes for too many small copies, more leaves the cache
+GATHER = 1 << 23
 
 
 class Group:
@@ -32,14 +32,13 @@ class Group:
         self.protocol = specs[0].protocol
         self.fresh = methods.get(specs[0].method).fresh
         self._begin(0)
-        self.pull = torch.tensor([[pull_of(s)] for s in specs])
-        self.anchor = torch.stack(
-            [
-                row if s.method == "l2init" else torch.zeros_like(row)
-                for s, row in zip(specs, self.stack.flat, strict=True)
-            ]
-        )
-        self.pulled = bool((self.pull != 0).any())
+        pulls = torch.tensor([[pull_of(s)] for s in specs])
+        rows = self.stack.rows(self.stack.flat)
+        kept = torch.tensor([[s.method == "l2init"] for s in specs])
+        self.pulled = bool((pulls != 0).any())
+        if self.pulled:
+            self.pull = self.stack.of_rows(pulls.expand_as(rows))
+            self.anchor = self.stack.of_rows(rows * kept)
         self.chain: StackedCChain | None = None
         if methods.get(specs[0].method).intervention == "CChain":
             self.chain = StackedCChain([intervention_of(s) for s in specs])
@@ -58,28 +57,34 @@ class Group:
     @torch.no_grad()
     def learn(self, tasks: dict[int, Task]) -> list[tuple[int, int, float]]:
         """One pass over the tasks; for each slot (right answers, answers not finite, sum of losses)."""
-        seeds = sorted({s.seed for s in self.specs})
-        slot_seed = torch.tensor([seeds.index(s.seed) for s in self.specs])
-        walks = zip(
-            *(tasks[s].batches(self.protocol.batch, self.protocol.epochs) for s in seeds), strict=True
-        )
         counts = _Counts(len(self.specs))
-        while steps := list(itertools.islice(walks, CHUNK)):
-            # (steps, seeds, B, ...) -> (steps, slots, B, ...)
-            x_TSBD, y_TSB = (
-                torch.stack([b[i] for step in steps for b in step]).unflatten(0, (len(steps), len(seeds)))[
-                    :, slot_seed
-                ]
-                for i in (0, 1)
-            )
-            onehot_TSBC = F.one_hot(y_TSB, self.protocol.outputs).to(x_TSBD.dtype)
-            logits = []
-            for x_SBD, onehot_SBC in zip(x_TSBD, onehot_TSBC, strict=True):
-                logits.append(self._gradient(x_SBD, onehot_SBC))
-                self._pull()
-                self.optimizer.step()
-            counts.add(torch.stack(logits), y_TSB)
+        for x_SBD, y_SB, onehot_SBC in self._batches(tasks):
+            counts.add(self._gradient(x_SBD, onehot_SBC), y_SB)
+            self._pull()
+            self.optimizer.step()
         return counts.result()
+
+    def _batches(self, tasks: dict[int, Task]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The batches of all slots step by step: inputs, targets, one-hot targets. Inputs are valid for a step."""
+        size, some = self.protocol.batch, next(iter(tasks.values()))
+        step_bytes = len(self.specs) * size * some.inputs[0].numel() * some.inputs.element_size()
+        together = min(max(GATHER // step_bytes, 1), CHUNK)
+        buffer = some.inputs.new_empty((together, len(self.specs), size, *some.inputs.shape[1:]))
+        slots = {seed: [i for i, s in enumerate(self.specs) if s.seed == seed] for seed in tasks}
+        classes_C1 = torch.arange(self.protocol.outputs).unsqueeze(1)
+        for epoch in range(self.protocol.epochs):
+            orders = {seed: task.order(size, epoch).view(-1, size) for seed, task in tasks.items()}
+            for first in range(0, len(next(iter(orders.values()))), together):
+                rows = {seed: order[first : first + together] for seed, order in orders.items()}
+                x_TSBD = buffer[: len(next(iter(rows.values())))]
+                y_TSB = torch.empty(x_TSBD.shape[:3], dtype=some.targets.dtype)
+                for seed, places in slots.items():
+                    task, rows_TB = tasks[seed], rows[seed]
+                    x_TBD, y_TB = task.inputs[rows_TB], task.targets[rows_TB]
+                    for slot in places:
+                        x_TSBD[:, slot], y_TSB[:, slot] = x_TBD, y_TB
+                onehot_TSCB = (y_TSB.unsqueeze(2) == classes_C1).to(x_TSBD.dtype)
+                yield from zip(x_TSBD, y_TSB, onehot_TSCB.transpose(2, 3), strict=True)
 
     def _gradient(self, x_SBD: Tensor, onehot_SBC: Tensor) -> Tensor:
         """Logits of the batch; the gradient of its loss goes into ``flat.grad``."""
@@ -94,7 +99,7 @@ class Group:
         if self.pulled:
             grad = self.stack.flat.grad
             assert grad is not None
-            grad.addcmul_(self.pull, self.stack.flat - self.anchor, value=2.0)
+            grad.addcmul_(self.pull, self.stack.flat - self.anchor, value=2.0)  # the anchor of L2 is 0
 
     @torch.no_grad()
     def accuracies(self, tasks: dict[int, Task]) -> list[float]:
@@ -110,9 +115,7 @@ class Group:
         model = self.stack.read(slot, methods.get(spec.method).build(self.protocol, spec.seed))
         (optimizer,) = self.protocol.build_optimizers(model.parameters())
         shared = self.optimizer.state.get(self.stack.flat, {})
-        pieces = {
-            k: self.stack.pieces(v, slot) for k, v in shared.items() if isinstance(v, Tensor) and v.dim() == 2
-        }
+        pieces = {k: self.stack.pieces(v, slot) for k, v in shared.items() if self._is_flat(v)}
         for i, parameter in enumerate(model.parameters()):
             if shared:
                 optimizer.state[parameter] = {
@@ -121,21 +124,37 @@ class Group:
                 }
         return model, optimizer
 
+    def _is_flat(self, value: Any) -> bool:
+        """Whether a part of the optimizer's state has a number for every parameter of every slot."""
+        return isinstance(value, Tensor) and value.numel() == self.stack.flat.numel() > 1
+
     def state_dict(self) -> dict[str, Any]:
-        """Everything that later steps depend on."""
+        """Everything that later steps depend on; a network a row, however the stack keeps them."""
+        rows, optimizer = self.stack.rows, self.optimizer.state_dict()
+        optimizer["state"] = {
+            i: {k: rows(v) if self._is_flat(v) else v for k, v in kept.items()}
+            for i, kept in optimizer["state"].items()
+        }
         return {
-            "flat": self.stack.flat,
-            "anchor": self.anchor,
-            "optimizer": self.optimizer.state_dict(),
+            "flat": rows(self.stack.flat),
+            "anchor": rows(self.anchor) if self.pulled else None,
+            "optimizer": optimizer,
             "chain": None if self.chain is None else self.chain.state_dict(),
         }
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
-        self.stack.flat.copy_(state["flat"])
-        self.anchor = state["anchor"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        flat = self.stack.of_rows
+        self.stack.flat.copy_(flat(state["flat"]))
+        if self.pulled:
+            self.anchor = flat(state["anchor"])
+        optimizer = dict(state["optimizer"])
+        optimizer["state"] = {
+            i: {k: flat(v) if self._is_flat(v) else v for k, v in kept.items()}
+            for i, kept in optimizer["state"].items()
+        }
+        self.optimizer.load_state_dict(optimizer)
         if self.chain is not None:
             self.chain.load_state_dict(state["chain"])
 
@@ -160,20 +179,32 @@ def rhythm(spec: RunSpec) -> tuple[Any, ...]:
 
 
 class _Counts:
-    """Right answers, answers that are not finite, and losses of each slot, counted a chunk at a time."""
+    """Right answers, answers that are not finite, and losses of each slot, counted a chunk of steps at a time."""
 
     def __init__(self, slots: int) -> None:
         self.hits = torch.zeros(slots, dtype=torch.int64)
         self.nonfinite = torch.zeros_like(self.hits)
         self.losses = torch.zeros(slots, dtype=torch.float64)
+        self.kept: list[tuple[Tensor, Tensor]] = []
 
-    def add(self, logits_TSBC: Tensor, targets_TSB: Tensor) -> None:
-        finite = logits_TSBC.isfinite().all(-1)
-        self.hits += ((logits_TSBC.argmax(-1) == targets_TSB) & finite).sum((0, 2))
+    def add(self, logits_SBC: Tensor, targets_SB: Tensor) -> None:
+        self.kept.append((logits_SBC.transpose(1, 2), targets_SB))
+        if len(self.kept) == CHUNK:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self.kept:
+            return
+        logits_TSCB, targets_TSB = (torch.stack(part) for part in zip(*self.kept, strict=True))
+        finite = logits_TSCB.abs().amax(2).isfinite()
+        answers_TSB = logits_TSCB.max(2).indices  # as argmax, which is several times slower along this axis
+        self.hits += ((answers_TSB == targets_TSB) & finite).sum((0, 2))
         self.nonfinite += (~finite).sum((0, 2))
-        losses = -logits_TSBC.log_softmax(-1).gather(-1, targets_TSB.unsqueeze(-1)).squeeze(-1)
+        losses = -logits_TSCB.log_softmax(2).gather(2, targets_TSB.unsqueeze(2)).squeeze(2)
         self.losses += losses.mean(-1).double().sum(0)
+        self.kept = []
 
     def result(self) -> list[tuple[int, int, float]]:
+        self.flush()
         columns = (self.hits.tolist(), self.nonfinite.tolist(), self.losses.tolist())
         return list(zip(*columns, strict=True))

@@ -9,10 +9,10 @@ intervention). A remedy that only prevents may recover nothing here: that is par
 from __future__ import annotations
 
 import copy
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -23,12 +23,11 @@ from torch.nn import functional as F
 
 from supple.bench import methods
 from supple.bench.lab.cases import EVALUATION, PRESETS, Case
-from supple.bench.lab.run import bench, lines, network
+from supple.bench.lab.run import bench, complete, lines, network
 from supple.bench.lab.truth import RATE, reference
 from supple.bench.statistics import Estimate, mean
 from supple.bench.tables import Cell, Table, markdown
 from supple.diagnose.probe_tasks import ProbeTask, learn, read_kind
-from supple.diagnose.types import plain
 from supple.errors import InputError
 from supple.interventions import Intervention, create
 
@@ -154,17 +153,16 @@ def run_matrix(
     if preset not in LENGTHS:
         raise InputError(f"unknown preset {preset!r} of matrix", do=f"choose one of {', '.join(LENGTHS)}")
     folder.mkdir(parents=True, exist_ok=True)
-    done = read(folder)
-    known = {(r["origin"], r["seed"]) for r in done}
+    known = {(r["origin"], r["seed"]) for r in read(folder)}
     length = LENGTHS[preset]
-    todo = [(o, s) for s in range(length.seeds) for o in ORIGINS if (o, s) not in known]
-    for index, (origin, seed) in enumerate(todo, 1):
-        record = plain(try_all(origin, seed, length))
-        with (folder / RECORDS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
-        done.append(record)
-        say(f"{index}/{len(todo)} {origin}, seed {seed}")
-    return done
+    left = {
+        f"{origin}, seed {seed}": partial(try_all, origin, seed, length)
+        for seed in range(length.seeds)
+        for origin in ORIGINS
+        if (origin, seed) not in known
+    }
+    complete(folder / RECORDS, left, say)
+    return read(folder)
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,17 +95,26 @@ def run_lab(
     todo = [c for half in halves for c in cases(preset, half)][:limit]
     for name, measure in ((TRUTHS, truth), (RECORDS, verdicts)):
         known = {r["case"] for r in lines(folder / name)}
-        left = [c for c in todo if c.name not in known]
-        begun = time.monotonic()
-        for index, case in enumerate(left, 1):
-            record = measure(case, labs[case.half])
-            with (folder / name).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record, allow_nan=False) + "\n")
-            each = (time.monotonic() - begun) / index
-            say(
-                f"{measure.__name__} {index}/{len(left)} {case.name}, about {each * (len(left) - index):.0f} s left"
-            )
+        left = {
+            f"{measure.__name__} {c.name}": partial(measure, c, labs[c.half])
+            for c in todo
+            if c.name not in known
+        }
+        complete(folder / name, left, say)
     return read(folder)
+
+
+def complete(
+    path: Path, left: Mapping[str, Callable[[], dict[str, Any]]], say: Callable[[str], None]
+) -> None:
+    """Compute what is left, title by title, and append each record to ``path`` when it is there."""
+    begun = time.monotonic()
+    for index, (title, measure) in enumerate(left.items(), 1):
+        record = plain(measure())
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+        each = (time.monotonic() - begun) / index
+        say(f"{index}/{len(left)} {title}, about {each * (len(left) - index):.0f} s left")
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

@@ -8,9 +8,9 @@ the best one's.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -21,13 +21,12 @@ from torch.nn import functional as F
 from supple.bench.lab.cases import EVALUATION, Case, cases
 from supple.bench.lab.cases import PRESETS as SIZES
 from supple.bench.lab.matrix import Court, Length
-from supple.bench.lab.run import bench, lines, network
+from supple.bench.lab.run import bench, complete, lines, network
 from supple.bench.lab.truth import PATIENCE, RATE
 from supple.bench.statistics import wilson
 from supple.bench.tables import Cell, Table, markdown
 from supple.diagnose.run import run as diagnose
 from supple.diagnose.trial import FAMOUS, NOTHING, RESTART, default_candidates, trial
-from supple.diagnose.types import plain
 from supple.errors import InputError
 from supple.interventions import Intervention, create
 
@@ -120,16 +119,11 @@ def run_trials(
         raise InputError(f"unknown preset {preset!r} of trials", do=f"choose one of {', '.join(PRESETS)}")
     size = PRESETS[preset]
     folder.mkdir(parents=True, exist_ok=True)
-    done = read(folder)
-    known = {r["case"] for r in done}
-    todo = [c for c in cases("small", EVALUATION)[: size.cases] if c.name not in known]
-    for index, case in enumerate(todo, 1):
-        record = plain(judge(case, size))
-        with (folder / RECORDS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
-        done.append(record)
-        say(f"{index}/{len(todo)} {case.name}")
-    return done
+    known = {r["case"] for r in read(folder)}
+    chosen = cases("small", EVALUATION)[: size.cases]
+    left = {c.name: partial(judge, c, size) for c in chosen if c.name not in known}
+    complete(folder / RECORDS, left, say)
+    return read(folder)
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

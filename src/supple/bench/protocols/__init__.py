@@ -14,7 +14,13 @@ from supple.bench.protocols.continual_imagenet import (
     ContinualImageNet,
     ContinualTinyImageNet,
 )
-from supple.bench.protocols.control import AcrobotOffsets, CartPoleOffsets, Control, MountainCarOffsets
+from supple.bench.protocols.control import (
+    AcrobotOffsets,
+    CartPoleOffsets,
+    Control,
+    LunarLanderOffsets,
+    MountainCarOffsets,
+)
 from supple.bench.protocols.digits_permuted import DigitsPermuted
 from supple.bench.protocols.digits_random_labels import DigitsRandomLabels
 from supple.bench.protocols.image_domains import ImageDomains
@@ -61,6 +67,7 @@ _ALL: tuple[type[Protocol], ...] = (
     CartPoleOffsets,
     AcrobotOffsets,
     MountainCarOffsets,
+    LunarLanderOffsets,
     MinatarChain,
 )
 PROTOCOLS: dict[str, type[Protocol]] = {p.name: p for p in _ALL}

@@ -15,6 +15,7 @@ from supple.errors import InputError
 from supple.streams import Change, DrawClasses
 from supple.streams.data import load
 
+WIDTHS = (32, 64, 128)
 FEW = "the data set has 500 training images a class"
 
 
@@ -48,7 +49,7 @@ class ContinualImageNet(ImageProtocol):
     standardise: bool = sourced(True, f"{HERE}: channel by channel")
     inputs: int = sourced(3072, f"{NATURE}: 3 × 32 × 32 values")
     network: str = sourced("convnet", f"{NATURE}: 32 (5×5), 64 (3×3), 128 (3×3), pooled, then 128-128")
-    widths: tuple[int, ...] = sourced((32, 64, 128), f"{NATURE}: channels{SHORT}")
+    widths: tuple[int, ...] = sourced(WIDTHS, f"{NATURE}: channels{SHORT}")
     hidden: tuple[int, ...] = sourced((128, 128), NATURE + SHORT)
     outputs: int = sourced(2, f"{NATURE}: two classes a task")
     optimizer: str = sourced("momentum", f"{NATURE}: SGD with momentum .9")
@@ -57,6 +58,13 @@ class ContinualImageNet(ImageProtocol):
         {"cbp": {"replacement_rate": 3e-4}, "l2": {"coef": 3e-6}},
         f"{NATURE}: replacement rate 3e-4, weight decay 3e-6",
     )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Without the published widths: runs from before widths could be chosen are the same runs."""
+        values = super().to_dict()
+        if self.widths == WIDTHS:
+            del values["widths"]
+        return values
 
     def changes(self) -> Sequence[Change]:
         return [DrawClasses(self.outputs)]

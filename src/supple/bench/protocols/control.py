@@ -1,4 +1,5 @@
-"""Gym control with a constant offset on the observations, another one each task: CartPole, Acrobot, MountainCar."""
+"""Gym control with a constant offset on the observations, another one each task: CartPole, Acrobot,
+MountainCar, LunarLander."""
 
 from __future__ import annotations
 
@@ -12,8 +13,15 @@ from torch import Tensor, nn
 from supple.agents import PPO, Iteration, PPOConfig, losses
 from supple.bench.protocols.agents import AgentProtocol, Taught, last
 from supple.bench.protocols.base import sourced
-from supple.errors import InputError
-from supple.streams.rl import ObservationOffset, VectorAcrobot, VectorCartPole, VectorEnv, VectorMountainCar
+from supple.errors import InputError, need
+from supple.streams.rl import (
+    ObservationOffset,
+    VectorAcrobot,
+    VectorCartPole,
+    VectorEnv,
+    VectorLunarLander,
+    VectorMountainCar,
+)
 
 TANG = "Tang et al., ICML 2025, arXiv 2506.00592, Gym control: settings of the authors' code"
 SMALL = "own feasibility study (3 seeds): the budget at which the loss shows within half a minute a run"
@@ -61,8 +69,10 @@ class Control(AgentProtocol):
             "cbp": {"replacement_rate": 1e-2},
             "redo": {"every": 150, "tau": 0.1},
             "regrama": {"every": 150, "tau": 0.1},
+            "shrink_perturb_boundary": {"shrink": 0.3, "perturb": 0.7},
         },
-        "the best of two or three tried on CartPole, small, seeds 100 to 102, which no result has; "
+        "the best of two or three tried on CartPole, small, seeds 100 to 102, which no result has "
+        "(shrink_perturb_boundary: seeds 100 and 101); "
         f"C-CHAIN's target: own feasibility study (1 seed), published 1e4; {TANG}",
     )  # fmt: skip
 
@@ -181,3 +191,27 @@ class MountainCarOffsets(Control):
     inputs: int = sourced(2, "position and speed")
     outputs: int = sourced(3, "left, nothing, right")
     scale: float = sourced(0.02, TANG)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LunarLanderOffsets(Control):
+    """LunarLander with offsets (extra ``rl-box2d``). Published level: oracle 1.1, plain −499.4 (10 tasks of 160,000
+    steps, version 2 of the environment; here version 3)."""
+
+    name: ClassVar[str] = "lunarlander-offsets"
+    title: ClassVar[str] = "LunarLander with offsets"
+    description: ClassVar[str] = (
+        "PPO on LunarLander, another constant offset on the observations each task (extra rl-box2d)"
+    )
+    environments: ClassVar[type[VectorEnv]] = VectorLunarLander
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "demo": {"tasks": 3, "iterations": 20}, "small": {}, "day": {"tasks": 40}, "paper": PAPER,
+    }  # fmt: skip
+
+    inputs: int = sourced(8, "position, speed, angle, turning speed, and whether each leg touches the ground")
+    outputs: int = sourced(4, "nothing, left engine, main engine, right engine")
+
+    def check(self) -> None:
+        """Refuse a missing package before any worker starts."""
+        for package in ("gymnasium", "Box2D"):
+            need(package, "rl-box2d")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar, TypeVar
@@ -33,6 +34,7 @@ class Agent:
     better than the plain agent. ``over_plain`` is paired over seeds. ``course``: mean return of each task;
     ``relative``: the same over the oracle's, where the study counts in oracles (then ``returns`` does too), with None
     where the oracle has no positive return. ``tasks`` names them: by their games, where there are any.
+    ``ends``: (seeds, tasks) what was recorded at the end of each task, where the study asks for it.
     """
 
     protocol: str
@@ -44,6 +46,7 @@ class Agent:
     course: tuple[float, ...]
     relative: tuple[float | None, ...] | None
     health: Mapping[str, float | None]
+    ends: Mapping[str, tuple[tuple[float, ...], ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,22 @@ class AgentStudy:
     description: ClassVar[str]
     suite: ClassVar[tuple[str, ...]]
     methods: ClassVar[tuple[str, ...]]
+    #: suite -> methods that are compared in it alone
+    more: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     #: at the end of the last task: heading -> (record, variant)
     health: ClassVar[Mapping[str, tuple[str, str]]]
     #: of these, the columns of the table: heading there -> heading
     columns: ClassVar[Mapping[str, str]]
+    #: what `Agent.ends` holds: heading -> record
+    ends: ClassVar[Mapping[str, str]] = {}
     #: whether the return of each task counts as a share of the oracle's in that task
     in_oracles: ClassVar[bool] = False
     presets: ClassVar[tuple[str, ...]] = ("demo", "small", "day", "paper")
+
+    @classmethod
+    def arms(cls, suite: str) -> tuple[str, ...]:
+        """The methods that are compared in a suite."""
+        return (*cls.methods, *cls.more.get(suite, ()))
 
     @classmethod
     def specs(cls, preset: str, seeds: Sequence[int]) -> list[RunSpec]:
@@ -76,7 +88,7 @@ class AgentStudy:
             )
             for seed in seeds
             for protocol in made
-            for method in cls.methods
+            for method in cls.arms(protocol.name)
         ]  # fmt: skip
 
     @classmethod
@@ -89,7 +101,7 @@ class AgentStudy:
         agents: list[Agent] = []
         seeds = 0
         for protocol in cls.suite:
-            runs = {m: finished(Path(root) / protocol / m) for m in cls.methods}
+            runs = {m: finished(Path(root) / protocol / m) for m in cls.arms(protocol)}
             shared = sorted(set.intersection(*(set(found) for found in runs.values())))
             seeds = len(shared)
             courses = {
@@ -116,6 +128,7 @@ class AgentStudy:
             None if method == PLAIN or len(own) < 2 else paired(own, low),
             tuple(courses[method].mean(0).tolist()), tuple(relative) if cls.in_oracles else None,
             {h: _end(runs, *row) for h, row in cls.health.items()},
+            {h: tuple(map(partial(_ends, record=row), runs)) for h, row in cls.ends.items()} or None,
         )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
@@ -186,6 +199,11 @@ def _end(runs: Sequence[StoredRun], instrument: str, variant: str) -> float | No
         rows = run.records.select(instrument=instrument, variant=variant, task=last)
         values += [r.value for r in rows if r.layer in ("", "*") and r.status == MEASURED]
     return fmean(values) if len(values) == len(runs) else None
+
+
+def _ends(run: StoredRun, record: str) -> tuple[float, ...]:
+    """One value a task."""
+    return tuple(run.records.select(instrument=record, variant="").values())
 
 
 def _told(e: Estimate | None, digits: int) -> str:

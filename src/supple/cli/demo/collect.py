@@ -64,6 +64,7 @@ def specs_of(protocol: Protocol, cast: Cast, seeds: Sequence[int]) -> list[RunSp
 def arm(protocol: Protocol, root: Path, cast: Cast, seeds: Sequence[int]) -> Arm:
     """One method over the seeds."""
     from supple import store
+    from supple.bench.kept import stability
 
     specs = specs_of(protocol, cast, seeds)
     runs = [store.load(spec.folder(root)) for spec in specs]
@@ -77,7 +78,7 @@ def arm(protocol: Protocol, root: Path, cast: Cast, seeds: Sequence[int]) -> Arm
         online=tuple(tuple(run.records.select(instrument="online_accuracy").values()) for run in runs),
         dead=tuple(dead) if any(not math.isnan(v) for seed in dead for v in seed) else (),
         dead_tasks=tuple(i + 1 for i in measured),
-        stability=tuple(stability(spec, run) for spec, run in zip(specs, runs, strict=True)),
+        stability=tuple(stability(run.records) for run in runs),
     )
 
 
@@ -87,23 +88,6 @@ def dead_units(run: StoredRun, measured: Sequence[int]) -> tuple[float, ...]:
         r.task: r.value for r in run.records.select(instrument="dead", layer="*") if r.status == "measured"
     }
     return tuple(values.get(f"task-{i}", math.nan) for i in measured)
-
-
-def stability(spec: RunSpec, run: StoredRun) -> float:
-    """Accuracy of the final network on the data of all earlier tasks, mean over tasks; NaN with one task."""
-    from supple.bench import methods
-
-    protocol = spec.protocol
-    if protocol.tasks < 2:
-        return math.nan
-    model = methods.get(spec.method).build(protocol, spec.seed, 0).eval()
-    model.load_state_dict(run.state()["learner"]["model"])
-    stream, total = protocol.stream(spec.seed), 0.0
-    with torch.no_grad():
-        for index in range(protocol.tasks - 1):
-            task = stream.task(index)
-            total += float((model(task.inputs).argmax(-1) == task.targets).double().mean())
-    return total / (protocol.tasks - 1)
 
 
 def spectra(run: StoredRun, protocol: Protocol) -> dict[str, tuple[tuple[float, ...], tuple[float, ...]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ class DynamicsShift(TaskChange):
                 "needs something to change", "None", "friction=(0.02, 2.0) or gravity=(0.5, 2.0)"
             )
         for name, given in (("friction", friction), ("gravity", gravity)):
-            if given is not None and not callable(given) and not 0 < given[0] <= given[1] < math.inf:
+            if given is not None and not callable(given) and not _is_range(given):
                 raise self._refuse(f"needs 0 < lo <= hi for {name}", given, "e.g. (0.02, 2.0)")
         inner = env.unwrapped
         model = getattr(inner, "model", None)
@@ -91,3 +92,9 @@ class DynamicsShift(TaskChange):
             self._model.opt.gravity[:] = value
         else:
             setattr(self.env.unwrapped, self._attribute, value)
+
+
+def _is_range(given: Any) -> bool:
+    """Whether it is (lo, hi) with 0 < lo <= hi < inf."""
+    pair = isinstance(given, tuple | list) and len(given) == 2
+    return pair and all(isinstance(x, Real) for x in given) and 0 < given[0] <= given[1] < math.inf

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,8 @@ class ObservationOffset(_Observation):
         space = self._box()
         if not np.issubdtype(space.dtype, np.floating):
             raise self._refuse("needs floating-point observations", space.dtype, "use ObservationPermutation")
-        if not 0.0 <= scale < float("inf") or (tasks is not None and tasks < 1):
+        number = isinstance(scale, Real) and 0.0 <= scale < float("inf")
+        if not number or not (tasks is None or (isinstance(tasks, Integral) and tasks >= 1)):
             raise self._refuse("needs scale >= 0 and tasks >= 1", (scale, tasks), "scale=2.0, tasks=10")
         self.scale, self.tasks = scale, tasks
         low, high = np.full_like(space.low, -np.inf), np.full_like(space.high, np.inf)
