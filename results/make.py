@@ -51,7 +51,9 @@ PLAN = (
 )
 
 #: runs of thousands of tasks: protocol, preset, seed, method -> (tasks, tasks between looks)
-LONG_PLAN = (("continual-tiny-imagenet", "long", 0, {"plain": (2000, 100), "cbp": (5000, 250), "fresh": (250, 250)}),)
+LONG_PLAN = (
+    ("continual-tiny-imagenet", "long", 0, {"plain": (2000, 100), "cbp": (5000, 250), "fresh": (250, 250)}),
+)
 BLOCK = 250
 ACCURACY = ("online_accuracy", "end_accuracy")
 KEPT = (*ACCURACY, "dead", "grama", "dormant")

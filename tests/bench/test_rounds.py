@@ -282,6 +282,8 @@ def test_the_verdict_says_when_there_is_no_loss_or_no_telling() -> None:
     assert said(-0.2, -0.21).startswith(
         "No loss of plasticity appears at this scale: difference to fresh models -0.205"
     )
+    assert "moves in its favour over the rounds" in said(-0.2, -0.21)
+    assert "no clear change" in said(-0.2, 0.3)
     assert said(-0.2, 0.3).startswith("Whether there is a loss of plasticity cannot be told from 2 seeds")
     assert said(0.3).endswith("one seed gives no interval, and no verdict on a loss of plasticity.")
 

@@ -34,6 +34,8 @@ def verdict(found: Mapping[str, Any], records: Sequence[Record] = ()) -> str:
     interval = f"{moved.value:+.3f} [{moved.lo:+.3f}, {moved.hi:+.3f}]"
     if moved.lo > 0:
         text += f", and its head start shrinks ({interval})."
+    elif moved.hi < 0:
+        text += f", and the difference moves in its favour over the rounds ({interval})."
     else:
         text += f"; no clear change against the first third ({interval})."
     apart = f"difference to {fresh} {gap.value:+.3f} [{gap.lo:+.3f}, {gap.hi:+.3f}]"
