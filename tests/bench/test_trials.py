@@ -62,7 +62,7 @@ def test_two_cases_from_the_command_line(
     trial = importlib.import_module("supple.diagnose.trial")  # the package has the function by this name
     monkeypatch.setattr(trial, "STEPS", 40)
     monkeypatch.setattr(trial, "PAIRS", 3)
-    monkeypatch.setattr(trials, "PRESETS", {"tiny": trials.Size(2, 60.0, 1, 2, 40)})
+    monkeypatch.setattr(trials, "PRESETS", {"tiny": trials.Size(2, 600.0, 1, 2, 40)})
     assert main(["bench", "run", "trials", "--preset", "tiny", "--out", str(tmp_path)]) == 0
     assert "| trial |" in capsys.readouterr().out
     folder = tmp_path / "trials" / "tiny"
