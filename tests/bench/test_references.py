@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -202,7 +203,8 @@ def test_an_onset_says_whether_it_may_never_come() -> None:
     assert summary_row(onset=None).lost_from == "never"
     table = Summary([row, summary_row(onset=None, method="redo")])
     assert "onset of plain: task 60 [55, never]" in str(table)
-    assert [line.split(",")[-3:] for line in table.to_csv().splitlines()[1:]] == [
+    rows = csv.DictReader(table.to_csv().splitlines())
+    assert [[r["onset"], r["onset_lo"], r["onset_hi"]] for r in rows] == [
         ["60.0", "55.0", "100.0"],
         ["never", "", ""],
     ]
