@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from supple.errors import InputError
 from supple.interventions import Handle, Intervention, register
-from supple.interventions.base import Optimizers
+from supple.interventions.handle import Optimizers
 from supple.status import Mechanism
 
 

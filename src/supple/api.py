@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from supple.diagnose import DiagnosisReport, Plan, Trainability, Trial
     from supple.interventions import Intervention
-    from supple.interventions.base import Optimizers
+    from supple.interventions.handle import Optimizers
     from supple.records import Records
     from supple.scan import ScanReport
     from supple.topology import Coverage

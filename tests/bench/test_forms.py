@@ -9,9 +9,11 @@ import torch
 from tests.bench.conftest import shrunk
 from torch import nn
 
-from supple.bench.learner import Learner
+from supple.bench.learner import Learner, TaskResult
 from supple.bench.methods import METHODS
+from supple.bench.networks import build
 from supple.bench.protocols import Protocol, create
+from supple.bench.rows import task_rows
 from supple.bench.spec import RunSpec
 from supple.cli.bench_choice import chosen
 from supple.errors import InputError
@@ -94,3 +96,32 @@ def test_hidden_boundaries_say_what_acts_on_steps(capsys: pytest.CaptureFixture[
     chosen(create("digits-permuted", hidden_boundaries=True), "plain,cbp")
     chosen(create("digits-permuted"), "redo")
     assert capsys.readouterr().err == ""
+
+
+def test_the_long_preset_has_a_quarter_of_the_width() -> None:
+    protocol = create("continual-tiny-imagenet", "long")
+    net = build(protocol)
+    shapes = [len(p) for n, p in net.named_parameters() if n.endswith("weight")]
+    assert shapes == [8, 16, 32, 32, 32, 2]
+    assert protocol.to_dict()["widths"] == (8, 16, 32)
+    assert "widths" not in create("continual-tiny-imagenet", "paper").to_dict()  # as in runs from before
+
+
+def test_a_convnet_runs_channels_last_and_computes_the_same() -> None:
+    net = build(create("continual-tiny-imagenet", "long")).double()
+    first = next(m for m in net.modules() if isinstance(m, nn.Conv2d))
+    assert first.weight.is_contiguous(memory_format=torch.channels_last)
+    plain = ConvNet(3, 32, 2, widths=(8, 16, 32), hidden=(32, 32)).double()
+    plain.load_state_dict(net.state_dict())
+    x = torch.randn(4, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(net(x), plain(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.usefixtures("small_data")
+def test_an_end_value_counts_what_it_is_judged_on() -> None:
+    spec = RunSpec(protocol=_small(per_class=4), method="plain", seed=0)
+    task = spec.protocol.sequence(0).task(0)
+    assert len(task.judged[1]) != len(task)
+    rows = {r.instrument: r.samples for r in task_rows(spec, 1, task, TaskResult(0.5, 1.0, 12, 0), 0.5)}
+    assert rows["end_accuracy"] == len(task.judged[1])
+    assert rows["online_accuracy"] == 12

@@ -18,7 +18,9 @@ from supple.diagnose.trial import trial
 from supple.diagnose.types import DiagnosisReport, Prescription, PrescriptionLine
 from supple.errors import AttachError, InputError
 from supple.interventions import ReGraMa
-from supple.interventions.base import Handle, Intervention, register
+from supple.interventions.base import Intervention
+from supple.interventions.handle import Handle
+from supple.interventions.registry import register
 from supple.status import Mechanism
 
 

@@ -23,7 +23,7 @@ from supple.interventions import (
     ReDo,
     SelfNormalizedReset,
 )
-from supple.interventions.base import available, create
+from supple.interventions.registry import available, create
 from supple.interventions.settings import fits
 
 OWN = {n: c for n, c in available().items() if c.__module__.startswith("supple.") and n != "Combination"}

@@ -533,7 +533,7 @@ def test_an_optimizer_inside_another_is_no_stranger_and_a_lost_handle_is_not_ask
     import gc
 
     from supple.interventions import L2
-    from supple.interventions.base import _ATTACHED
+    from supple.interventions.handle import _ATTACHED
 
     gc.collect()
     before = len(_ATTACHED)

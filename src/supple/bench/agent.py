@@ -23,7 +23,8 @@ from supple.streams import generator
 if TYPE_CHECKING:
     from supple.bench.protocols.agents import Agent, AgentProtocol
     from supple.bench.spec import RunSpec
-    from supple.interventions.base import Handle, Schedule
+    from supple.interventions.handle import Handle
+    from supple.interventions.schedule import Schedule
 
 #: what rewrites every weight of a network at once
 ALL_WEIGHTS = (ShrinkAndPerturb, FIRE)

@@ -43,7 +43,7 @@ class Job:
                 run(self.specs[0], root, measure=measure, progress=progress, wait=LOCK_WAIT)
         except (KeyboardInterrupt, BrokenPipeError):
             raise
-        except Exception:
+        except Exception:  # any: the caller's measure may raise what it likes
             return traceback.format_exc()
         return None
 

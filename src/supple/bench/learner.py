@@ -15,7 +15,7 @@ from supple.streams import Task, generator
 from supple.topology.inputs import call
 
 if TYPE_CHECKING:
-    from supple.interventions.base import Handle
+    from supple.interventions.handle import Handle
 
 #: steps whose outputs are kept before they are counted; bounds the memory of long tasks
 CHUNK = 1024

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from supple.interventions.base import Optimizers, optimizer_list
+from supple.interventions.handle import Optimizers, optimizer_list
 
 FALLBACK = "Adam with lr 1e-3 (no optimizer was given)"
 

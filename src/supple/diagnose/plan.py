@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from supple.diagnose.types import DiagnosisReport, PrescriptionLine
 from supple.errors import AttachError, InputError, SuppleError
-from supple.interventions.base import Handle, Intervention, Optimizers, create
+from supple.interventions.base import Intervention
 from supple.interventions.engine import plan_reset
+from supple.interventions.handle import Handle, Optimizers
+from supple.interventions.registry import create
 from supple.interventions.reset_plan import ResetPlan
 from supple.status import Mechanism
 from supple.topology.inputs import shrink

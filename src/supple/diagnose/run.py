@@ -20,7 +20,7 @@ from supple.diagnose.prescribe import prescribe
 from supple.diagnose.trainability import trainability
 from supple.diagnose.types import DiagnosisReport, Finding
 from supple.errors import InputError
-from supple.interventions.base import Optimizers, optimizer_list
+from supple.interventions.handle import Optimizers, optimizer_list
 from supple.observe.batch import check_batch
 from supple.observe.copies import unwrap
 from supple.observe.guard import guard

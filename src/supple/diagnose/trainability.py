@@ -22,7 +22,7 @@ from supple.diagnose.intervals import ratio_interval
 from supple.diagnose.probe_tasks import LossFn, ProbeKind, ProbeTask, learn, read_kind
 from supple.diagnose.types import Evidence, Finding
 from supple.errors import InputError
-from supple.interventions.base import Optimizers
+from supple.interventions.handle import Optimizers
 from supple.observe.copies import clean_copy
 from supple.status import Mechanism, Status
 from supple.topology.inputs import Forward, call

@@ -22,7 +22,9 @@ from supple.diagnose.intervals import mean_interval
 from supple.diagnose.probe_tasks import LossFn, ProbeKind, ProbeTask, learn, read_kind
 from supple.diagnose.types import Prescription, plain
 from supple.errors import InputError, SuppleError
-from supple.interventions.base import Intervention, Optimizers, create
+from supple.interventions.base import Intervention
+from supple.interventions.handle import Optimizers
+from supple.interventions.registry import create
 from supple.observe.batch import check_batch, main_output
 from supple.observe.copies import clean_copy, unwrap
 from supple.observe.guard import guard

@@ -3,7 +3,7 @@ contract (attach, handle, state, detach), open to methods registered from outsid
 class and the entry point group `supple.interventions`.
 """
 
-from supple.interventions.base import Handle, Intervention, available, create, register
+from supple.interventions.base import Intervention
 from supple.interventions.ccbp import CCBP
 from supple.interventions.cchain import CChain
 from supple.interventions.combination import Combination
@@ -11,6 +11,7 @@ from supple.interventions.continual_backprop import ContinualBackprop
 from supple.interventions.engine import plan_reset
 from supple.interventions.feature_rank import FeatureRank
 from supple.interventions.fire import FIRE
+from supple.interventions.handle import Handle
 from supple.interventions.hare_tortoise import HareTortoise
 from supple.interventions.l2 import L2
 from supple.interventions.l2_init import L2Init
@@ -20,6 +21,7 @@ from supple.interventions.parseval import Parseval
 from supple.interventions.penalty import Penalty, PenaltyHandle
 from supple.interventions.plasticity_injection import InjectedHead, PlasticityInjection
 from supple.interventions.redo import ReDo
+from supple.interventions.registry import available, create, register
 from supple.interventions.regrama import ReGraMa
 from supple.interventions.reset_plan import LayerSkipped, ResetEvent, ResetPlan
 from supple.interventions.self_normalized_reset import SelfNormalizedReset

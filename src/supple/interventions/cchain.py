@@ -16,9 +16,10 @@ from torch.optim import Optimizer
 from supple import fresh
 from supple.errors import AttachError, InputError
 from supple.functional import churn
-from supple.interventions.base import Optimizers, register
+from supple.interventions.handle import Optimizers
 from supple.interventions.past_batches import Batch, Capture, PastBatches, flatten, quiet_pass
 from supple.interventions.penalty import Gradients, Penalty, PenaltyHandle
+from supple.interventions.registry import register
 from supple.interventions.replicas import bare, eager, filled, several, summed
 from supple.status import Mechanism
 

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from supple.errors import AttachError, InputError
-from supple.interventions.base import Handle, Intervention, Optimizers, create, names, register
+from supple.interventions.base import Intervention
 from supple.interventions.followers import check_follower
+from supple.interventions.handle import Handle, Optimizers
+from supple.interventions.registry import create, names, register
 from supple.interventions.resetting import ResetHandle
 
 

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from supple import fresh
 from supple.errors import AttachError, InputError
-from supple.interventions.base import Optimizers, optimizer_list, register
 from supple.interventions.channels import Site, consumer_sites
 from supple.interventions.columns import transfer_refusal
+from supple.interventions.handle import Optimizers, optimizer_list
+from supple.interventions.registry import register
 from supple.interventions.reset_checks import Initials
 from supple.interventions.reset_methods import UnitReset
 from supple.interventions.resetting import ResetHandle

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from supple.errors import InputError, TopologyError
 from supple.fresh import draw, generator
-from supple.interventions.base import Optimizers
 from supple.interventions.columns import edge_slice, shaped, transfer_refusal
+from supple.interventions.handle import Optimizers
 from supple.interventions.reset_checks import RUNNING, Bias, Initials, Outgoing, ResetChecks, by_norm
 from supple.interventions.reset_plan import ResetEvent, ResetPlan, Write
 from supple.interventions.slices import NO_SLICE, Slice, flat_slice

@@ -11,9 +11,10 @@ from torch import distributed as dist
 
 from supple.errors import AttachError
 from supple.functional import feature_rank_penalty
-from supple.interventions.base import Optimizers, register
+from supple.interventions.handle import Optimizers
 from supple.interventions.past_batches import Capture, PastBatches, quiet_pass
 from supple.interventions.penalty import Gradients, Penalty, PenaltyHandle
+from supple.interventions.registry import register
 from supple.interventions.replicas import bare, eager, filled, several, summed
 from supple.status import Mechanism
 

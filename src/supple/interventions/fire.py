@@ -12,7 +12,10 @@ from torch.optim import Optimizer
 
 from supple.errors import AttachError, InputError
 from supple.functional import weight_matrix
-from supple.interventions.base import Handle, Intervention, Optimizers, Schedule, register
+from supple.interventions.base import Intervention
+from supple.interventions.handle import Handle, Optimizers
+from supple.interventions.registry import register
+from supple.interventions.schedule import Schedule
 from supple.status import Mechanism
 from supple.topology import trace
 

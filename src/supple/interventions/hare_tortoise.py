@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from supple.errors import InputError
-from supple.interventions.base import Handle, Intervention, Optimizers, Schedule, register
+from supple.interventions.base import Intervention
+from supple.interventions.handle import Handle, Optimizers
+from supple.interventions.registry import register
+from supple.interventions.schedule import Schedule
 
 
 @register

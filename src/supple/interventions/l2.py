@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from supple.functional import l2_penalty
-from supple.interventions.base import register
 from supple.interventions.penalty import Gradients, Penalty, PenaltyHandle, is_vector_module, total
+from supple.interventions.registry import register
 from supple.status import Mechanism
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from supple.errors import InputError
 from supple.functional import l2_init_penalty
-from supple.interventions.base import register
 from supple.interventions.penalty import Gradients, Penalty, PenaltyHandle, is_vector_module, total
+from supple.interventions.registry import register
 from supple.status import Mechanism
 
 R = TypeVar("R", bound=Penalty)

@@ -8,11 +8,13 @@ from typing import Any, ClassVar
 from torch import nn
 
 from supple.errors import AttachError, InputError
-from supple.interventions.base import Optimizers, Schedule, register
 from supple.interventions.engine import ResetEngine
+from supple.interventions.handle import Optimizers
+from supple.interventions.registry import register
 from supple.interventions.reset_checks import Bias, Initials
 from supple.interventions.reset_methods import ResetMethod
 from supple.interventions.resetting import ResetHandle
+from supple.interventions.schedule import Schedule
 from supple.topology.graph import Layer, Topology
 
 

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from supple.errors import AttachError, InputError
-from supple.interventions.base import Handle, Intervention, Optimizers, Schedule, check_schedule, register
+from supple.interventions.base import Intervention
+from supple.interventions.handle import Handle, Optimizers
 from supple.interventions.matrices import inventory, refuse_sharded
 from supple.interventions.penalty import held_parameters
+from supple.interventions.registry import register
+from supple.interventions.schedule import Schedule, check_schedule
 from supple.status import Mechanism
 
 INSERT = "insert them before the optimizer is built: supple.nn.insert_norms_(model, inputs)"

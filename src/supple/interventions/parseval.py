@@ -11,9 +11,9 @@ from torch import Tensor
 
 from supple.errors import AttachError, InputError
 from supple.functional import parseval_penalty
-from supple.interventions.base import register
 from supple.interventions.matrices import Inventory, inventory
 from supple.interventions.penalty import Penalty, PenaltyHandle, total
+from supple.interventions.registry import register
 from supple.status import Mechanism
 
 

@@ -14,6 +14,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
@@ -22,7 +23,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from supple.errors import AttachError, InputError
-from supple.interventions.base import Handle, Intervention, Optimizers, optimizer_list
+from supple.interventions.base import Intervention
+from supple.interventions.handle import Handle, Optimizers, optimizer_list
 from supple.interventions.matrices import refuse_sharded
 
 #: decides which parameters a penalty covers: (owning module, qualified parameter name) -> bool
@@ -250,11 +252,10 @@ class Penalty(Intervention):
         refuse_sharded(model, self.name)
         held_parameters(model, optimizer_list(optimizer))
         handle = self.handle_class(self, model, optimizer)
-        try:
+        with ExitStack() as undo:
+            undo.callback(handle.detach)
             if not any(handle.held):
                 raise AttachError(f"{self.name} covers no parameter of this model", do="check filter_fn")
             handle.prepare(inputs)
-        except BaseException:
-            handle.detach()
-            raise
+            undo.pop_all()
         return handle

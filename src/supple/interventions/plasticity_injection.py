@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,8 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 from supple import topology as tp
 from supple.errors import AttachError, InputError
 from supple.fresh import check_initial, draw, generator
-from supple.interventions.base import Handle, Intervention, Optimizers, Schedule, check_schedule, register
+from supple.interventions.base import Intervention
+from supple.interventions.handle import Handle, Optimizers
 from supple.interventions.matrices import refuse_sharded
+from supple.interventions.registry import register
+from supple.interventions.schedule import Schedule, check_schedule
 
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 _PLAIN = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.Bilinear, *_NORMS)
@@ -94,11 +98,10 @@ class PlasticityInjectionHandle(Handle):
         for parameter in self.start.parameters():
             parameter.requires_grad_(False)
         super().__init__(intervention, model, optimizer)
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.detach)
             self._adopt()
-        except BaseException:
-            self.detach()
-            raise
+            undo.pop_all()
         self._signature = self._sign()
         self._removers.append(self.head.register_forward_hook(self._add, with_kwargs=True))
 

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from supple.functional import dormant_scores
-from supple.interventions.base import Optimizers, Schedule, register
 from supple.interventions.channels import Site, activation_sites
+from supple.interventions.handle import Optimizers
+from supple.interventions.registry import register
 from supple.interventions.reset_checks import Initials
 from supple.interventions.reset_methods import UnitReset
 from supple.interventions.resetting import ResetHandle
+from supple.interventions.schedule import Schedule
 from supple.status import Mechanism
 from supple.topology.graph import Layer, Topology
 

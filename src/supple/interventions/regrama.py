@@ -11,11 +11,13 @@ from torch.optim import Optimizer
 
 from supple.errors import InputError
 from supple.functional import grama_scores
-from supple.interventions.base import Optimizers, Schedule, register
 from supple.interventions.channels import Site, preactivation_site
+from supple.interventions.handle import Optimizers
+from supple.interventions.registry import register
 from supple.interventions.reset_checks import Bias, Initials, Outgoing
 from supple.interventions.reset_methods import UnitReset
 from supple.interventions.resetting import ResetHandle
+from supple.interventions.schedule import Schedule
 from supple.interventions.sums import incoming_means
 from supple.status import Mechanism
 from supple.topology.graph import Layer, Topology

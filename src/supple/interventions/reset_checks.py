@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from supple.fresh import Initial, check_initial, rule_for
-from supple.interventions.base import Optimizers, optimizer_list
+from supple.interventions.handle import Optimizers, optimizer_list
 from supple.interventions.slices import NO_SLICE, flat_slice
 from supple.topology.graph import Layer, Norm, Topology
 

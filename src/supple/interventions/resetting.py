@@ -16,22 +16,17 @@ from supple import topology as tp
 from supple.errors import AttachError, InputError
 from supple.fresh import rule_for
 from supple.interventions import compensation
-from supple.interventions.base import (
-    Handle,
-    Intervention,
-    Optimizers,
-    Schedule,
-    check_schedule,
-    optimizer_list,
-)
+from supple.interventions.base import Intervention
 from supple.interventions.engine import ResetEngine
 from supple.interventions.followers import check_follower, mirror_
+from supple.interventions.handle import Handle, Optimizers, optimizer_list
 from supple.interventions.hooks import OwnHook
 from supple.interventions.matrices import refuse_sharded
 from supple.interventions.meter import Meter
 from supple.interventions.reset_checks import Bias, Initials, Outgoing
 from supple.interventions.reset_layers import refuse_compiled, unwanted, way_out
 from supple.interventions.reset_plan import LayerSkipped, ResetEvent, ResetPlan
+from supple.interventions.schedule import Schedule, check_schedule
 from supple.topology.graph import Layer, Topology
 
 _PROBE = 2  # samples of the first training batch that the trace runs on

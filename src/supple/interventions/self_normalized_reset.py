@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from supple.errors import InputError
-from supple.interventions.base import Optimizers, Schedule, register
 from supple.interventions.channels import Site, preactivation_site
 from supple.interventions.gap_sketch import GapSketch
+from supple.interventions.handle import Optimizers
+from supple.interventions.registry import register
 from supple.interventions.reset_checks import Initials
 from supple.interventions.reset_methods import UnitReset
 from supple.interventions.resetting import ResetHandle
+from supple.interventions.schedule import Schedule
 from supple.status import Mechanism
 from supple.topology.graph import Layer, Topology
 

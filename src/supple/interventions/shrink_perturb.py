@@ -14,8 +14,11 @@ from torch.optim import Optimizer
 
 from supple import fresh
 from supple.errors import AttachError, InputError
-from supple.interventions.base import Handle, Intervention, Optimizers, Schedule, optimizer_list, register
+from supple.interventions.base import Intervention
+from supple.interventions.handle import Handle, Optimizers, optimizer_list
 from supple.interventions.penalty import Filter, held_parameters, is_vector_module, owners
+from supple.interventions.registry import register
+from supple.interventions.schedule import Schedule
 from supple.status import Mechanism
 
 Scaling = Literal["ash_adams", "nature", "upgd"]

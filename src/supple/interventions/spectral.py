@@ -12,10 +12,11 @@ from torch.optim import Optimizer
 
 from supple.errors import AttachError, InputError
 from supple.functional import bias_penalty, largest_singular_value, power_step, spectral_penalty
-from supple.interventions.base import Optimizers, register
+from supple.interventions.handle import Optimizers
 from supple.interventions.matrices import Inventory, Matrix, inventory
 from supple.interventions.past_batches import Capture
 from supple.interventions.penalty import Penalty, PenaltyHandle, add_to_grad, total
+from supple.interventions.registry import register
 from supple.status import Mechanism
 
 #: how often the estimates are compared with those before, and the fall that calls for a new start

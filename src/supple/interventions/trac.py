@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from supple.errors import InputError, SuppleError
-from supple.interventions.base import Handle, Intervention, Optimizers, optimizer_list, register
+from supple.interventions.base import Intervention
+from supple.interventions.handle import Handle, Optimizers, optimizer_list
 from supple.interventions.matrices import refuse_sharded
 from supple.interventions.penalty import held_parameters
+from supple.interventions.registry import register
 
 _TERMS = 900  # of the series of erfi: exact to rounding up to |x| = 26, beyond which it leaves float64
 

@@ -11,8 +11,10 @@ from torch.optim import SGD, Optimizer
 
 from supple.errors import InputError, OptimizerRuleError
 from supple.fresh import generator
-from supple.interventions.base import Handle, Intervention, Optimizers, register
+from supple.interventions.base import Intervention
+from supple.interventions.handle import Handle, Optimizers
 from supple.interventions.matrices import refuse_sharded
+from supple.interventions.registry import register
 
 
 @register

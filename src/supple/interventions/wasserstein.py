@@ -10,9 +10,9 @@ from torch import Tensor
 
 from supple.errors import InputError
 from supple.functional import wasserstein_penalty
-from supple.interventions.base import register
 from supple.interventions.l2_init import InitialHandle
 from supple.interventions.penalty import Penalty, PenaltyHandle, total
+from supple.interventions.registry import register
 from supple.status import Mechanism
 
 

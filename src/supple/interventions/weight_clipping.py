@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from supple.errors import AttachError, InputError
-from supple.interventions.base import Handle, Intervention, Optimizers, optimizer_list, register
+from supple.interventions.base import Intervention
+from supple.interventions.handle import Handle, Optimizers, optimizer_list
 from supple.interventions.matrices import Matrix, inventory, refuse_sharded
 from supple.interventions.penalty import Filter, held_parameters, owners
+from supple.interventions.registry import register
 from supple.status import Mechanism
 
 

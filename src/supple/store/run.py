@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +84,12 @@ class Run:
         make_folder(path)
         refuse_foreign(path)
         lock = Lock(path / "lock", wait)
-        try:
+        with ExitStack() as undo:
+            undo.callback(lock.release)
             remove_temporary(path)
-            return cls(path, cls._agree(path, identity), lock)
-        except BaseException:
-            lock.release()
-            raise
+            run = cls(path, cls._agree(path, identity), lock)
+            undo.pop_all()
+        return run
 
     @staticmethod
     def check(folder: str | Path, manifest: Mapping[str, Any]) -> bool:

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from supple.bench import methods
 from supple.bench.lab.cases import EVALUATION, PRESETS, Case
-from supple.bench.lab.run import bench, complete, lines, network
+from supple.bench.lab.run import begin, bench, complete, lines, network
 from supple.bench.lab.truth import RATE, reference
 from supple.bench.statistics import Estimate, mean
 from supple.bench.tables import Cell, Table, markdown
@@ -150,11 +150,8 @@ def run_matrix(
     Raises:
         InputError: an unknown preset.
     """
-    if preset not in LENGTHS:
-        raise InputError(f"unknown preset {preset!r} of matrix", do=f"choose one of {', '.join(LENGTHS)}")
-    folder.mkdir(parents=True, exist_ok=True)
+    length = begin(folder, "matrix", preset, LENGTHS)
     known = {(r["origin"], r["seed"]) for r in read(folder)}
-    length = LENGTHS[preset]
     left = {
         f"{origin}, seed {seed}": partial(try_all, origin, seed, length)
         for seed in range(length.seeds)

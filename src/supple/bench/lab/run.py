@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -88,9 +88,7 @@ def run_lab(
     Raises:
         InputError: an unknown preset.
     """
-    if preset not in PRESETS:
-        raise InputError(f"unknown preset {preset!r} of lab", do=f"choose one of {', '.join(PRESETS)}")
-    folder.mkdir(parents=True, exist_ok=True)
+    begin(folder, "lab", preset, PRESETS)
     labs = {half: bench(PRESETS[preset], half) for half in halves}
     todo = [c for half in halves for c in cases(preset, half)][:limit]
     for name, measure in ((TRUTHS, truth), (RECORDS, verdicts)):
@@ -102,6 +100,17 @@ def run_lab(
         }
         complete(folder / name, left, say)
     return read(folder)
+
+
+T = TypeVar("T")
+
+
+def begin(folder: Path, name: str, preset: str, presets: Mapping[str, T]) -> T:
+    """The size of a preset, and the folder of its records; an unknown preset is refused before the folder is made."""
+    if preset not in presets:
+        raise InputError(f"unknown preset {preset!r} of {name}", do=f"choose one of {', '.join(presets)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    return presets[preset]
 
 
 def complete(

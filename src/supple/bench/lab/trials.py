@@ -16,18 +16,18 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from supple.bench.lab.cases import EVALUATION, Case, cases
 from supple.bench.lab.cases import PRESETS as SIZES
 from supple.bench.lab.matrix import Court, Length
-from supple.bench.lab.run import bench, complete, lines, network
+from supple.bench.lab.run import begin, bench, complete, lines, network
 from supple.bench.lab.truth import PATIENCE, RATE
 from supple.bench.statistics import wilson
 from supple.bench.tables import Cell, Table, markdown
 from supple.diagnose.run import run as diagnose
 from supple.diagnose.trial import FAMOUS, NOTHING, RESTART, default_candidates, trial
-from supple.errors import InputError
 from supple.interventions import Intervention, create
 
 RECORDS = "trials.jsonl"
@@ -77,25 +77,30 @@ def judge(case: Case, size: Size) -> dict[str, Any]:
         "pairs": seen.pairs,
         "steps": seen.steps,
         "table": table,
-        "levels": levels(case, size, order, made),
+        "levels": levels(case, size, net, pair, order, made),
     }
 
 
 def levels(
-    case: Case, size: Size, names: Sequence[str], made: Mapping[str, Intervention]
+    case: Case,
+    size: Size,
+    net: nn.Module,
+    pair: tuple[Tensor, Tensor],
+    names: Sequence[str],
+    made: Mapping[str, Intervention],
 ) -> dict[str, float]:
-    """The true level of every candidate, over the same sequences; a run that diverges has learned nothing."""
-    lab = bench(SIZES["small"], case.half)
+    """The true level of every candidate, each on a copy of ``net`` over the same sequences; a run that diverges has
+    learned nothing."""
     length = Length(1, size.tasks, size.steps * PATIENCE.get(case.family, 1))
     courts = [
-        Court(replace(case, seed=case.seed + SEQUENCE * (1 + i)), length, lab.x, lab.y)
+        Court(replace(case, seed=case.seed + SEQUENCE * (1 + i)), length, *pair)
         for i in range(size.sequences)
     ]
 
     def level(name: str) -> float:
         if name == RESTART:
             return fmean(court.fresh() for court in courts)
-        return fmean(court.run(network(case, lab), remedy(name, made))[0] for court in courts)
+        return fmean(court.run(net, remedy(name, made))[0] for court in courts)
 
     return {name: level(name) for name in names}
 
@@ -115,10 +120,7 @@ def run_trials(
     Raises:
         InputError: an unknown preset.
     """
-    if preset not in PRESETS:
-        raise InputError(f"unknown preset {preset!r} of trials", do=f"choose one of {', '.join(PRESETS)}")
-    size = PRESETS[preset]
-    folder.mkdir(parents=True, exist_ok=True)
+    size = begin(folder, "trials", preset, PRESETS)
     known = {r["case"] for r in read(folder)}
     chosen = cases("small", EVALUATION)[: size.cases]
     left = {c.name: partial(judge, c, size) for c in chosen if c.name not in known}
