@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from supple.errors import AttachError, InputError, SuppleError
 from supple.interventions import Handle, Intervention, available, create
-from supple.interventions import base as registry
+from supple.interventions import registry
 from supple.status import Mechanism
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "my_intervention.py"

@@ -15,7 +15,7 @@ from torch import nn
 
 from supple import interventions
 from supple.errors import InputError
-from supple.interventions import base
+from supple.interventions import registry as room
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "own_intervention.py"
@@ -24,8 +24,8 @@ EXAMPLE = ROOT / "examples" / "own_intervention.py"
 @pytest.fixture
 def registry(monkeypatch):
     """A registry that forgets at the end."""
-    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
-    return base._REGISTRY
+    monkeypatch.setattr(room, "_REGISTRY", dict(room._REGISTRY))
+    return room._REGISTRY
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_a_name_is_given_once(registry):
     @dataclass(frozen=True)
     class L2(interventions.Intervention):
         def attach(self, model, optimizer, *, inputs=None):
-            return base.Handle(self, model, optimizer)
+            return interventions.Handle(self, model, optimizer)
 
     with pytest.raises(InputError, match="registered already"):
         interventions.register(L2)
