@@ -19,8 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from supple.errors import AttachError, InputError, SuppleError
-from supple.interventions import Handle, Intervention, available, create
-from supple.interventions import registry
+from supple.interventions import Handle, Intervention, available, create, registry
 from supple.status import Mechanism
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "my_intervention.py"
