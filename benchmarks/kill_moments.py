@@ -32,8 +32,8 @@ VICTIMS = ("runner", "worker", "all")
 
 def command(out: Path, engine: str) -> list[str]:
     return [
-        sys.executable, "-m", "supple", "bench", "run", "digits-permuted", "--preset", "demo", "--tasks", "12",
-        "--methods", METHODS[engine], "--seeds", "2", "--measure-every", "3", "--engine", engine, "--workers", "2",
+        sys.executable, "-m", "supple", "bench", "run", "digits-permuted", "--preset", "demo", "--tasks", "6",
+        "--methods", METHODS[engine], "--seeds", "2", "--measure-every", "2", "--engine", engine, "--workers", "2",
         "--out", str(out),
     ]  # fmt: skip
 
