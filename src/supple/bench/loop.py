@@ -87,7 +87,7 @@ def _continue(spec: RunSpec, store: Run, measure: Measure, progress: Progress | 
             if arrays:
                 store.arrays(task.name, arrays)
         if earlier := looked_back(spec, index):
-            now = {i: learner.score(stream.task(i)) for i in earlier}
+            now = {i: learner.score(stream.judged(i)) for i in earlier}
             store.append(kept_rows(spec, learner.steps, task, store.records(), now))
         if (index + 1) % spec.checkpoint_every == 0 or index + 1 == tasks:
             store.checkpoint({"task": index + 1, "learner": learner.state_dict()})

@@ -125,6 +125,13 @@ class Stream(Sequence[Task]):
         held_out = None if self.held_out is None else self._changed(index, *self.held_out)
         return Task(index, f"task-{index}", inputs, targets, self.seed, held_out)
 
+    def judged(self, index: int) -> Task:
+        """Task ``index`` with nothing but what it is judged on, which costs less where that is held-out data."""
+        if self.held_out is None or not 0 <= index < self.tasks:
+            return self.task(index)
+        inputs, targets = self._changed(index, *self.held_out)
+        return Task(index, f"task-{index}", inputs, targets, self.seed)
+
     def _changed(self, index: int, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         for change in self.changes:
             inputs, targets = change(inputs, targets, seed=self.seed, task=index)

@@ -158,7 +158,7 @@ class _Cohort:
             counts = group.learn(tasks)
             ends = group.accuracies(tasks)
             back = {
-                i: group.accuracies({seed: stream.task(i) for seed, stream in streams.items()})
+                i: group.accuracies({seed: stream.judged(i) for seed, stream in streams.items()})
                 for i in looked_back(self.specs[0], index)
             }
             samples = steps * self.protocol.batch

@@ -97,7 +97,7 @@ class Size:
 PRESETS: Mapping[str, Size] = {
     "tiny": Size(1, 2, 1, 60, 0.5),
     "small": Size(1, 6, 3, 150, 30.0),
-    "wide": Size(4, 6, 3, 150, 30.0, controls=10),  # more networks, the truth of each as in `small`
+    "wide": Size(2, 6, 3, 150, 30.0, controls=10),  # more networks, the truth of each as in `small`
     "day": Size(4, 12, 4, 200, 8.0),
     "paper": Size(8, 20, 5, 300, 30.0),
 }
