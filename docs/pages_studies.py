@@ -78,7 +78,8 @@ PREDICTS_HEAD = (
     "over runs; an instrument that only rises with time correlates there with a level that only falls. *Across",
     "methods*: over methods and seeds at one task, mean over tasks; there time explains nothing. Intervals are 95",
     "%, bootstrap. Strength is the smaller of the two absolute correlations, 0 where the signs differ. `loss` and",
-    "`accuracy` are levels of learning themselves, so that they rank high is no discovery.",
+    "`accuracy` are levels of learning themselves, so that they rank high is no discovery. *Bundle* is the smallest",
+    "bundle of instruments that measures it; what only `full` or training copies would measure was not run.",
     "",
     "Two protocols on an MLP and 8 × 8 images: what ranks high here need not elsewhere.",
     "",
@@ -93,6 +94,7 @@ def predicts_page(path: Path) -> str:
     protocols = sorted({p for row in answer["ranking"] for p in row["course"]})
     heads = [
         "instrument",
+        "bundle",
         "strength",
         "within streams",
         "across methods",
@@ -102,9 +104,18 @@ def predicts_page(path: Path) -> str:
     for row in answer["ranking"]:
         courses = [row["course"].get(p) for p in protocols]
         ends = [f"{c[0]:.3g} → {c[1]:.3g}" if c else "–" for c in courses]
-        cells = [f"`{row['instrument']}`", f"{row['strength']:.2f}", cell(row["within"]), cell(row["across"])]
+        cells = [f"`{row['instrument']}`", _bundle(row["instrument"]), f"{row['strength']:.2f}",
+                 cell(row["within"]), cell(row["across"])]  # fmt: skip
         lines.append("| " + " | ".join([*cells, *ends]) + " |")
     return "\n".join([*lines, "", *origin(data)])
+
+
+def _bundle(measure: str) -> str:
+    """The smallest bundle that measures it; none for what a run writes without instruments."""
+    from supple.observe.instruments import available
+
+    name = measure.partition(" ")[0]
+    return next((i.cost for i in available().values() if name in i.records), "–")
 
 
 def _verdict(row: dict[str, Any]) -> str:
