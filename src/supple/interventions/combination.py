@@ -99,6 +99,16 @@ class CombinationHandle(Handle):
         self.handles = handles
         self.refuses_closure = any(handle.refuses_closure for handle in handles)
 
+    def inside_closures(self) -> None:
+        super().inside_closures()
+        for handle in self.handles:
+            handle.inside_closures()
+
+    def gradients_ready(self, optimizer: Optimizer) -> None:
+        super().gradients_ready(optimizer)
+        for handle in self.handles:
+            handle.gradients_ready(optimizer)
+
     def task(self, name: str | None = None) -> None:
         super().task(name)
         for handle in self.handles:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -224,6 +225,11 @@ def skips(optimizer: Optimizer) -> bool:
     return found is not None and bool(found.item())
 
 
+def closure_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The closure that ``step`` was given, None without one."""
+    return kwargs.get("closure") or next((a for a in args if callable(a)), None)
+
+
 class Compensation:
     """The young slices of one optimizer, and the two step hooks that watch them. Made by `mark`.
 
@@ -269,8 +275,17 @@ class Compensation:
             hooks = cast("OrderedDict[int, Any]", optimizer._optimizer_step_post_hooks)
             hooks.move_to_end(self._post_hook.id, last=False)
         self._pending = []
+        if closure_of(args, kwargs) is None:  # otherwise the handle says when the gradients are there
+            self.ready(optimizer)
+
+    @torch.no_grad()
+    def ready(self, optimizer: Optimizer) -> None:
+        """The gradients of the step are there, the parameters not yet moved."""
+        self._pending = []
+        if not self.ages:  # nothing was reset, so the optimizer may be one that no reset knows
+            return
         ageing = rule_for(optimizer).ageing
-        if not self.ages or ageing is None:
+        if ageing is None:
             return
         groups = optimizer.param_groups
         known = sum(len(p.ages) for p in self._packs) == len(self.ages)  # nothing outside may step

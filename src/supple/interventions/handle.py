@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from supple.errors import AttachError, InputError, SuppleError
-from supple.interventions.compensation import hold, release, skips
+from supple.interventions.compensation import closure_of, compensation_of, hold, release, skips
 from supple.interventions.schedule import Schedule
 from supple.interventions.states import check_state, misfit
 
@@ -91,6 +91,8 @@ class Handle:
         #: optimizers known to hold none of our parameters, with the number of parameters they had then
         self._strangers: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
         self._stepping = False
+        self._in_closures = False  # whether `gradients_ready` is called inside the closure of each step
+        self._ready: set[int] = set()  # optimizers of which it was, in the step that is under way
         _check_owners(model, self.optimizers)
         for opt in self.optimizers:
             hold(opt)
@@ -119,8 +121,8 @@ class Handle:
 
     # -- hooks ----------------------------------------------------------------------------------
     def _pre(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        closure = kwargs.get("closure") or next((a for a in args if callable(a)), None)
-        if closure is not None and self.refuses_closure:
+        inside = closure_of(args, kwargs) is not None
+        if inside and self.refuses_closure and not self._in_closures:
             raise AttachError(
                 f"{self.intervention.name} cannot act in optimizer.step(closure)",
                 found="a closure, which recomputes the gradients after this hook",
@@ -132,13 +134,22 @@ class Handle:
                 do="detach the handle and attach the intervention again",
             )
         self._stepping = True
-        if not skips(optimizer):
+        later = inside and self._in_closures
+        if not (later or id(optimizer) in self._ready or skips(optimizer)):
             self._before_step(optimizer)
 
     def _post(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._stepping = False
+        ready = id(optimizer) in self._ready
+        self._ready.discard(id(optimizer))
         if skips(optimizer):
             return
+        if self._in_closures and closure_of(args, kwargs) is not None and not ready:
+            raise AttachError(
+                f"{self.intervention.name} did not see the gradients of this step",
+                found="a closure in which gradients_ready() was not called",
+                do="call handle.gradients_ready(optimizer) in the closure, after backward()",
+            )
         self._after_step(optimizer)
         if optimizer is self.optimizers[0]:
             self.step += 1
@@ -200,6 +211,33 @@ class Handle:
         return signature
 
     # -- what a user calls ----------------------------------------------------------------------
+    def inside_closures(self) -> None:
+        """For loops that compute gradients in ``optimizer.step(closure)``, Lightning's above all: from now on the
+        closure calls `gradients_ready` after its backward pass, and steps with a closure are not refused.
+        """
+        self._in_closures = True
+
+    def gradients_ready(self, optimizer: Optimizer) -> None:
+        """Act on the gradients now, inside the closure of a step, instead of before it; see `inside_closures`.
+
+        Raises:
+            AttachError: called twice in one step (an optimizer that evaluates its closure more than once), or of
+                an optimizer that the intervention is not attached to.
+        """
+        if not any(optimizer is own for own in self.optimizers):
+            raise AttachError(
+                f"{self.intervention.name} is not attached to this optimizer", found=type(optimizer).__name__
+            )
+        if id(optimizer) in self._ready:
+            raise AttachError(
+                f"{self.intervention.name} acts once in a step",
+                found=f"{type(optimizer).__name__} evaluated its closure more than once",
+            )
+        self._ready.add(id(optimizer))
+        if not skips(optimizer):
+            compensation_of(optimizer).ready(optimizer)
+            self._before_step(optimizer)
+
     def task(self, name: str | None = None) -> None:
         """Announce a task boundary; ``"task"`` schedules act on the first step that follows, ``"boundary"`` now."""
         self.task_index += 1
