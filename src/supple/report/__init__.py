@@ -7,6 +7,7 @@ from __future__ import annotations
 from supple.report.comparison import Comparison, ComparisonPage, Course, drawings, latex, write_comparison
 from supple.report.data import Arm, Spread, Story
 from supple.report.page import write_diagnosis, write_story
+from supple.report.scan import write_scan
 from supple.report.words import verdict
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "verdict",
     "write_comparison",
     "write_diagnosis",
+    "write_scan",
     "write_story",
 ]
