@@ -202,18 +202,35 @@ def test_the_automatic_coefficient_of_ddqn_is_the_published_rule() -> None:
 # -- the two forms ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("make", "kind"), [(ppo, "ce"), (dqn, "mse")])
-def test_hook_form_equals_loss_form_without_clipping(make: Callable[[], Any], kind: str) -> None:
-    ends = []
+AUTOMATIC: dict[str, Any] = {"start": 10, "window": 20, "cap": 1e4}
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "more"),
+    [
+        (ppo, "ce", {}),
+        (dqn, "mse", {}),
+        (ppo, "ce", {**AUTOMATIC, "target": 1e3, "floor": 1.0}),
+        (dqn, "mse", {**AUTOMATIC, "target": 0.01}),
+    ],
+)
+def test_hook_form_equals_loss_form_without_clipping(
+    make: Callable[[], Any], kind: str, more: dict[str, Any]
+) -> None:
+    ends, coefficients = [], []
     for hook in (True, False):
         agent = make()
-        handle = CChain(kind=kind, coef=30.0, hook=hook).attach(agent.net, agent.optimizer)  # type: ignore[arg-type]
+        handle = CChain(kind=kind, coef=30.0, hook=hook, **more).attach(agent.net, agent.optimizer)  # type: ignore[arg-type]
+        agent.on_loss.append(handle.observe_loss)
         if not hook:
             agent.on_loss.append(lambda loss, handle=handle: handle.penalty())
         while handle.step < UPDATES:
             agent.iterate()
         ends.append(end(agent.net))
+        coefficients.append(handle.readings()["coefficient"])
     assert (ends[0] - ends[1]).abs().max() < 1e-12
+    assert coefficients[0] == coefficients[1]
+    assert (coefficients[0] == 30.0) == (not more)  # an automatic one has moved in both forms
 
 
 def clipped(form: str, limit: float) -> tuple[Tensor, list[tuple[float, float]]]:

@@ -23,7 +23,7 @@ from supple.integrations.stable_baselines3 import (  # noqa: E402
     set_statistics,
     switch_env,
 )
-from supple.streams.rl.gym import ObservationOffset  # noqa: E402
+from supple.streams.rl.gym import ObservationOffset, TaskSequence  # noqa: E402
 
 PARTS: dict[Any, Any] = {
     PPO: [METHODS.CChain(coef=1.0), METHODS.L2Init(coef=0.01), METHODS.ReGraMa(every=7, tau=0.5)],
@@ -143,6 +143,22 @@ def test_the_callback_applies_the_choice_at_a_switch() -> None:
     assert model.get_vec_normalize_env().obs_rms.count > 60
     watched.task("1")
     assert model.get_vec_normalize_env().obs_rms.count < 1
+    watched.detach()
+
+
+@pytest.mark.parametrize("choice", ["fresh", "frozen"])
+def test_a_task_that_ends_before_the_first_look_has_its_choice_too(choice: Any) -> None:
+    def chain() -> Any:
+        moving = ObservationOffset(gymnasium.make("CartPole-v1"), scale=50.0, seed=0)
+        return TaskSequence(moving, every=40, tasks=2)
+
+    env = VecNormalize(DummyVecEnv([chain]))
+    watched = SuppleCallback(probe_size=32, statistics=choice)
+    model = PPO("MlpPolicy", env, n_steps=64, batch_size=32, n_epochs=1, seed=0)
+    model.learn(64, callback=watched)  # the switch comes before the end of the first rollout
+    seen = env.obs_rms.count
+    assert 40 < seen < 44 if choice == "frozen" else 20 < seen < 25
+    assert env.training == (choice == "fresh")
     watched.detach()
 
 

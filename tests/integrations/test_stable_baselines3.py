@@ -304,6 +304,26 @@ def test_the_policy_report_of_every_algorithm(cls: Any) -> None:
     callback.detach()
 
 
+def test_the_policy_report_of_actions_with_several_axes() -> None:
+    class Grid(gymnasium.Env):
+        observation_space = gymnasium.spaces.Box(-1.0, 1.0, (3,), np.float32)
+        action_space = gymnasium.spaces.Box(-1.0, 1.0, (2, 3), np.float32)
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+            super().reset(seed=seed)
+            return np.ones(3, np.float32), {}
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            return np.ones(3, np.float32), 0.0, False, False, {}
+
+    callback = SuppleCallback(every=10**6, probe_size=32)
+    PPO("MlpPolicy", Grid(), n_steps=64, batch_size=32, n_epochs=1, seed=0).learn(64, callback=callback)
+    found = callback.policy_report().finding("policy_saturation")
+    assert found.status == "absent"
+    assert found.evidence[0].value == pytest.approx(1.0, abs=0.05)  # deviations begin at 1, half the range
+    callback.detach()
+
+
 def test_in_the_middle_of_a_rollout_only_what_was_seen_is_read() -> None:
     from stable_baselines3.common.callbacks import BaseCallback
 

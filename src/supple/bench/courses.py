@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from supple.bench import methods
+from supple.bench.aggregate import THRESHOLDS, Overall, overall
 from supple.bench.kept import stability
 from supple.bench.rows import curve, metric_of
 from supple.bench.statistics import Estimate
 from supple.bench.summary import Row, Summary, collect, stored_runs
 from supple.records import MEASURED, Records
 from supple.report.comparison import INSTRUMENTS, Comparison, ComparisonPage, Course
+from supple.report.overall import OverallPart, Profile
 from supple.store import StoredRun
 
 COLUMNS = (
@@ -29,14 +31,38 @@ COLUMNS = (
     "forgetting",
 )
 
+OVERALL = ("method", "seeds × protocols", "interquartile mean, fresh = 1", "P(beats plain)")
+
 
 def comparison_page(root: str | Path, command: str = "") -> ComparisonPage:
     """Everything below a folder, a part for each protocol."""
     summary = collect(root)
     runs, _ = stored_runs(root)
     labels = dict.fromkeys(row.protocol for row in summary.rows)
-    parts = [_part(label, summary, runs) for label in labels]
+    parts: list[Comparison | OverallPart] = [_part(label, summary, runs) for label in labels]
+    together = overall(runs)
+    if together is not None:
+        parts.append(_overall_part(together))
     return ComparisonPage(parts, summary.left_out, command)
+
+
+def _overall_part(found: Overall) -> OverallPart:
+    """All protocols on the scale of the fresh reference."""
+    rows, profiles = [], []
+    for method, scores in found.scores.items():
+        better, shares = found.better(method), found.profile(method)
+        cells = [_interval(found.middle(method)), "–" if better is None else _interval(better, ".2f")]
+        rows.append([_title(method), f"{len(scores)} × {len(found.protocols)}", *cells])
+        profiles.append(
+            Profile(_title(method), *([getattr(e, n) for e in shares] for n in ("value", "lo", "hi")))
+        )
+    note = (
+        f"Score of a run: its last tenth over that of the fresh reference, in {', '.join(found.protocols)}. Intervals "
+        "resample seeds within each protocol (95 %)."
+    )
+    missing = "; ".join(f"{name}: {why}" for name, why in found.left_out.items())
+    note += f" Left out: {missing}." if missing else ""
+    return OverallPart("All protocols", note, THRESHOLDS, profiles, OVERALL, rows)
 
 
 def _part(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing as mp
+import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
@@ -63,11 +65,20 @@ def _run_here(root: str | Path, todo: deque[Job], board: Board, measure: Measure
 def _serve(connection: Connection, root: str | Path, measure: Measure) -> None:
     """A worker: takes jobs until it gets None. The parent alone handles Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # a parent that is gone shows as a broken pipe at the next message, and ends the worker
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # a parent that is gone may show as a broken pipe before the watch has seen it
     with contextlib.suppress(BrokenPipeError, EOFError, ConnectionResetError):
         while (job := connection.recv()) is not None:
             error = job.perform(root, measure, lambda share: connection.send(("share", share)))
             connection.send(("end", error))
+
+
+def _end_with_parent() -> None:
+    """End this worker with its runner, however that ends, so that a new runner finds the folders free."""
+    parent = mp.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)  # at any moment, as by a kill: the run resumes from its last checkpoint
 
 
 class _Worker:

@@ -31,7 +31,8 @@ class BenchReport:
     latex: Path | None = None
     """Write the tables as LaTeX (booktabs) to this file."""
     html: Path | None = None
-    """Write a page with courses over tasks, instruments and tables to this file."""
+    """Write a page with courses over tasks, instruments and tables to this file; of several protocols with a fresh
+    reference also all together: interquartile means, performance profiles, probability of improvement."""
     figures: Path | None = None
     """Write every figure as SVG and PNG into this folder."""
 

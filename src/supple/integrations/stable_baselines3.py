@@ -137,7 +137,10 @@ class SuppleCallback(_base):  # type: ignore[misc]
     def _on_step(self) -> bool:
         told = (self.locals.get("infos") or [{}])[0].get("task")
         if told is not None and str(told) != self._task:
-            self.task(str(told))
+            if self.monitor is None and not self._task:
+                self._task = str(told)  # the first name, no switch
+            else:
+                self.task(str(told))
         if sb3_probe.is_replay(self.model):
             self._look(self._replay_is_ready())
         return True
@@ -170,10 +173,15 @@ class SuppleCallback(_base):  # type: ignore[misc]
         if not isinstance(name, str):
             raise InputError("a task is announced by its name", found=repr(name), do='callback.task("1")')
         if self.monitor is None:
-            if self._saved is None:
-                self._task = name
-            else:
+            if self._saved is not None:
                 self._announced = name
+                return
+            agent = getattr(self, "model", None)
+            if (
+                agent is not None and agent.num_timesteps
+            ):  # a task was over before the first look at the agent
+                set_statistics(agent.get_vec_normalize_env(), self.statistics)
+            self._task = name
             return
         if self.budget is not None:
             self.reports.append((self._task, self.diagnose(budget=self.budget)))
@@ -202,7 +210,7 @@ class SuppleCallback(_base):  # type: ignore[misc]
         policy, space = next(iter(self._networks.values())), self._agent.action_space
         batch = sb3_probe.newest(self._agent, self.probe_size)
         outputs, kind, deviation = policy_now(policy, batch)
-        half = torch.as_tensor(space.high - space.low) / 2 if hasattr(space, "high") else None
+        half = torch.as_tensor(space.high - space.low).flatten() / 2 if hasattr(space, "high") else None
         return policy_report(
             outputs,
             kind,

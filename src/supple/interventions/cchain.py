@@ -44,6 +44,8 @@ class CChainHandle(PenaltyHandle["CChain"]):
         self.reference: Reference | None = None
         self._next: Reference | None = None
         self._now: Tensor | None = None  # outputs on the reference batch at the present parameters
+        self._in_penalty: Tensor | None = None  # D of this step by the form that it came in
+        self._in_gradient: Tensor | None = None
         self._clear_means()
         self._cap_told = False
 
@@ -94,6 +96,11 @@ class CChainHandle(PenaltyHandle["CChain"]):
             self._check_fed()
         super()._before_step(optimizer)
         if optimizer is self.optimizers[0]:
+            in_loss = not self.rule.hook or self._index(optimizer) in self._in_loss
+            distance = self._in_penalty if in_loss else self._in_gradient
+            self._in_penalty = self._in_gradient = None
+            if distance is not None and self.rule.target is not None:  # a fixed coefficient needs no means
+                self._remember(distance, self._loss)
             self._next = self._following()
 
     def _after_step(self, optimizer: Optimizer) -> None:
@@ -133,6 +140,12 @@ class CChainHandle(PenaltyHandle["CChain"]):
     def observe_inputs(self, *args: Any, **kwargs: Any) -> None:
         """Tell the inputs of a training batch, where the training does not call the model itself."""
         self._receive(args, kwargs)
+
+    def penalty(self) -> Tensor:
+        self._value = None
+        scaled = super().penalty()
+        self._in_penalty = self._value
+        return scaled
 
     # -- the coefficient --------------------------------------------------------------------------
     def observe_loss(self, loss: Tensor | float) -> None:
@@ -192,8 +205,7 @@ class CChainHandle(PenaltyHandle["CChain"]):
             nan = torch.full((), math.nan, device=self.device)
             own = filled(found, parameters.values())
             found, distance, self._loss = average(own, nan if distance is None else distance, self._loss)
-        if distance is not None and self.rule.target is not None:  # a fixed coefficient needs no means
-            self._remember(distance, self._loss)
+        self._in_gradient = distance
         return found
 
     # -- state ------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from supple.report.comparison import Comparison, ComparisonPage, Course, drawings, latex, write_comparison
 from supple.report.data import Arm, Spread, Story
+from supple.report.overall import OverallPart
 from supple.report.page import write_diagnosis, write_story
 from supple.report.scan import write_scan
 from supple.report.words import verdict
@@ -15,6 +16,7 @@ __all__ = [
     "Comparison",
     "ComparisonPage",
     "Course",
+    "OverallPart",
     "Spread",
     "Story",
     "drawings",

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from supple.report.data import Spread
-from supple.report.style import CYCLE, DASHES, MARKERS, Svg, cross, figure, look, number, save, to_svg
+from supple.report.overall import OverallPart, profiles
+from supple.report.style import MARKERS, Svg, cross, figure, look, number, save, to_svg, turn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,7 +66,7 @@ class Comparison:
 class ComparisonPage:
     """All protocols of a folder, and what was left out with the reason; ``words`` stand before them."""
 
-    protocols: Sequence[Comparison]
+    protocols: Sequence[Comparison | OverallPart]
     left_out: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
     words: Sequence[str] = ()
@@ -80,8 +81,10 @@ def write_comparison(page: ComparisonPage, path: str | Path) -> Path:
     return write(path, "comparison.html", title=f"Comparison: {names}", page=page, parts_of=parts)
 
 
-def drawings(part: Comparison, folder: Path | None = None) -> list[Svg | None]:
-    """The figures of one protocol; with a folder also as SVG and PNG files in it. None where nothing was measured."""
+def drawings(part: Comparison | OverallPart, folder: Path | None = None) -> list[Svg | None]:
+    """The figures of one part; with a folder also as SVG and PNG files in it. None where nothing was measured."""
+    if isinstance(part, OverallPart):
+        return [profiles(part, len(part.profiles) <= MOST_BANDS, folder)]
     if not part.courses:
         return []
     return [courses(part, folder), levels(part, folder), tradeoff(part, folder), instruments(part, folder)]
@@ -198,16 +201,11 @@ def instruments(part: Comparison, folder: Path | None = None) -> Svg | None:
         return Svg(name, to_svg(drawn, name, heading), heading, caption, columns, rows)
 
 
-def _look(place: int) -> dict[str, Any]:
-    """As `look`, but in the second round of colours with the next dash."""
-    return {**look(place), "linestyle": DASHES[(place + place // len(CYCLE)) % len(DASHES)]}
-
-
 def _line(
     ax: Axes, x: Sequence[int], seeds: Sequence[Sequence[float]], title: str, place: int, band: bool
 ) -> None:
     spreads = [Spread.of(values) for values in zip(*seeds, strict=False)]
-    style = _look(place)
+    style = turn(place)
     along = list(x)[: len(spreads)]
     ax.plot(along, [s.mean for s in spreads], label=title or None, **style)
     if not band:

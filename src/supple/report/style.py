@@ -121,6 +121,11 @@ def look(place: int) -> dict[str, Any]:
     return {"color": CYCLE[place % len(CYCLE)], "linestyle": DASHES[place % len(DASHES)]}
 
 
+def turn(place: int) -> dict[str, Any]:
+    """As `look`, but in the second round of colours with the next dash."""
+    return {**look(place), "linestyle": DASHES[(place + place // len(CYCLE)) % len(DASHES)]}
+
+
 def cross(
     ax: Axes, x: tuple[float, float, float], y: tuple[float, float, float], place: int, title: str
 ) -> None:

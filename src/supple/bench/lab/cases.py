@@ -84,18 +84,20 @@ class Case:
 
 @dataclass(frozen=True)
 class Size:
-    """How many seeds of every case, and how the truth is measured."""
+    """How many seeds of every case and of every healthy control, and how the truth is measured."""
 
     seeds: int
     references: int
     tasks: int
     steps: int
     budget: float
+    controls: int = 0  # 0: as many as ``seeds``
 
 
 PRESETS: Mapping[str, Size] = {
     "tiny": Size(1, 2, 1, 60, 0.5),
     "small": Size(1, 6, 3, 150, 30.0),
+    "wide": Size(4, 6, 3, 150, 30.0, controls=10),  # more networks, the truth of each as in `small`
     "day": Size(4, 12, 4, 200, 8.0),
     "paper": Size(8, 20, 5, 300, 30.0),
 }
@@ -117,10 +119,11 @@ def cases(preset: str, half: str) -> list[Case]:
     True
     """
     found: list[Case] = []
-    for number in range(PRESETS[preset].seeds):
-        seed = number if half == TRAIN else 1000 + number
+    size, first = PRESETS[preset], 0 if half == TRAIN else 1000
+    for seed in range(first, first + max(size.seeds, size.controls)):
         found += [Case(half, f, tasks=t, seed=seed) for t in HISTORIES for f in FAMILIES]
         found += [Case(half, "mlp", d, tasks=t, seed=seed) for t in HISTORIES[:2] for d in DESIGNS]
+    for seed in range(first, first + size.seeds):
         for ill, dial in DIAL.items():
             fit = [f for f in FAMILIES if suits(ill, f)]
             found += [Case(half, f, ills=((ill, s),), seed=seed) for s in dial for f in fit]
