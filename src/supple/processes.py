@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing as mp
+import os
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -57,13 +59,22 @@ def spread(
     return _Pool(work, jobs, listen).run(min(workers, len(jobs)))
 
 
+def end_with_parent() -> None:
+    """For a thread of a worker: ends the worker with its parent, however that ends, at any moment, as by a kill."""
+    parent = mp.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
 def _serve(connection: Connection, work: Callable[[Any, Tell], Any]) -> None:
     """A worker: takes jobs until it gets None. The parent alone handles Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=end_with_parent, daemon=True).start()
     import torch
 
     torch.set_num_threads(1)
-    # a parent that is gone shows as a broken pipe at the next message, and ends the worker
+    # a parent that is gone may show as a broken pipe before the watch has seen it
     with contextlib.suppress(BrokenPipeError, EOFError, ConnectionResetError):
         while (message := connection.recv()) is not None:
             try:

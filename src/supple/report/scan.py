@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from supple.report.page import finding_rows, write
-from supple.report.style import DASHES, MARKERS, Svg, figure, look, number, to_svg
+from supple.report.style import MARKERS, Svg, figure, look, number, to_svg
 from supple.status import Status
 
 if TYPE_CHECKING:
@@ -98,8 +98,14 @@ def over_rounds(report: ScanReport) -> list[Svg]:
         )
         with figure(height=4.0) as (drawn, (ax,)):
             for place, key in enumerate(order):
-                style = {**look(place), "linestyle": DASHES[place % len(DASHES)], "marker": MARKERS[place]}
-                ax.plot(range(len(report.runs)), courses[key], label=_short(_name(key)), **style)
+                mark = MARKERS[place % len(MARKERS)]
+                ax.plot(
+                    range(len(report.runs)),
+                    courses[key],
+                    label=_short(_name(key)),
+                    marker=mark,
+                    **look(place),
+                )
             ax.set_xticks(range(len(report.runs)), [_brief(r) for r in report.runs], rotation=30)
             ax.set_ylabel(words)
             drawn.legend(loc="outside right upper", handlelength=2.6, fontsize=9)
@@ -118,9 +124,8 @@ def levels(report: ScanReport) -> Svg | None:
     heading = "Effective rank of each matrix, as a share of its short side"
     caption = f"The {len(order)} lowest of {len(courses)} matrices. A single checkpoint shows no trend."
     with figure(height=1.2 + 0.2 * len(order)) as (drawn, (ax,)):
-        ax.plot(
-            [courses[k][0] for k in order], range(len(order)), **{**look(0), "linestyle": "none"}, marker="o"
-        )
+        places = range(len(order))
+        ax.plot([courses[k][0] for k in order], places, color=look(0)["color"], linestyle="none", marker="o")
         ax.set_yticks(range(len(order)), [_short(_name(k)) for k in order], fontsize=8)
         ax.invert_yaxis()
         ax.set_xlim(0, 1)
