@@ -2,6 +2,7 @@
 
     python benchmarks/scan_speed.py --weightwatcher PYTHON        an interpreter that has weightwatcher and torch
     python benchmarks/scan_speed.py --memory 8                    gigabytes of a sharded checkpoint, removed afterwards
+    python benchmarks/scan_speed.py --need                        what a matrix took beside what `--memory` reckons with
 
 Every run is a process of its own with one thread; CPU seconds from the open file to the answer, without imports.
 """
@@ -61,6 +62,17 @@ done.set()
 assert not report.failures
 layers = len({(r.layer, r.part) for r in report.records})
 print(layers, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, peak[0] / 1024, time.perf_counter() - begun)
+"""
+NEEDED = """
+import resource, sys
+from supple.scan import scan
+estimate = sys.argv[3] == "estimate"
+scan(sys.argv[2], estimate=estimate)  # a small one first: what the libraries set up is not the matrix's
+page = resource.getpagesize()
+before = int(open("/proc/self/statm").read().split()[1]) * page
+report = scan(sys.argv[1], estimate=estimate)
+assert len(report.records)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 2**20)
 """
 
 
@@ -136,6 +148,25 @@ def memory(gigabytes: float, folder: Path) -> None:
         )
 
 
+def need(folder: Path) -> None:
+    """Peak of resident memory (mapped pages of the file included) over that before, and what was reckoned."""
+    from supple.scan.memory import MIB
+    from supple.scan.memory import need as reckoned
+    from supple.scan.sources import open_checkpoint
+
+    g = torch.Generator().manual_seed(0)
+    save_file({"w.weight": torch.randn(300, 300, generator=g)}, folder / "small.safetensors")
+    for shape in ((1536, 1536), (1024, 8192), (6000, 900)):
+        for kind in (torch.float32, torch.bfloat16):
+            path = folder / "one.safetensors"
+            save_file({"w.weight": torch.randn(*shape, generator=g).to(kind)}, path)
+            for way in ("exact", "estimate"):
+                (took,) = timed(sys.executable, NEEDED, str(path), str(folder / "small.safetensors"), way)
+                entry = next(iter(open_checkpoint(path)))
+                said = reckoned(entry, way == "estimate") / MIB
+                print(f"  {shape} {entry.dtype:<5}{way:<9} took {took:6.0f} MiB, reckoned {said:6.0f} MiB")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -144,11 +175,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", default="", help="stacks whose name has this in it")
     parser.add_argument("--memory", type=float, metavar="GB")
+    parser.add_argument("--need", action="store_true")
     parser.add_argument("--folder", type=Path, help="where files are written (default: the system's)")
     given = parser.parse_args()
     for run in (
         given.weightwatcher and (lambda f: compare(given.weightwatcher, given.repeats, given.only, f)),
         given.memory and (lambda f: memory(given.memory, f)),
+        given.need and need,
     ):
         if run:
             with tempfile.TemporaryDirectory(dir=given.folder) as folder:

@@ -12,7 +12,7 @@ import pytest
 import supple
 
 SRC = Path(supple.__file__).parent
-BASE = {"errors", "status", "records"}
+BASE = {"checksum", "errors", "processes", "records", "status"}
 
 # room -> rooms it may import at module level or inside functions
 MAY_IMPORT: dict[str, set[str]] = {
@@ -36,7 +36,7 @@ EXTRAS = {
     "ray", "optuna", "tyro", "rich", "matplotlib", "jinja2",
 }  # fmt: skip
 # joins of rooms that the map names, made inside functions only
-JOINS = {("observe", "api"), ("diagnose", "report"), ("diagnose", "api")}
+JOINS = {("observe", "api"), ("scan", "report"), ("diagnose", "report"), ("diagnose", "api")}
 
 
 def imports(path: Path) -> list[tuple[str, bool]]:

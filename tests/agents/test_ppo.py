@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
-from supple.agents import PPO, PPOConfig, Rollout, advantages
+from supple.agents import DQN, PPO, DQNConfig, PPOConfig, Rollout, advantages
+from supple.errors import InputError
 from supple.streams.rl import ObservationOffset, VectorCartPole
 
 
@@ -67,3 +69,40 @@ def test_listeners_hear_the_policys_loss_and_may_add_to_it() -> None:
     agent.optimizer = torch.optim.SGD(agent.net.parameters(), lr=0.01)
     agent.iterate()
     assert (agent.net.policy.head.bias < before).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"minibatch": 79}, "at least 2 steps, the last one too; found: 80 steps in minibatches of 79"),
+        ({"minibatch": 1}, "at least 2 steps"),
+        ({"epochs": 0}, "positive"),
+        ({"gamma": 2.0}, "gamma"),
+        ({"clip": -0.2}, "clip"),
+    ],
+)
+def test_settings_that_would_ruin_the_networks_are_refused(settings: dict, match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        PPOConfig(**{"steps_per_iteration": 80, "minibatch": 40, **settings})
+
+
+class Broken(VectorCartPole):
+    """Shows NaN in its first copy once an episode has lasted five steps."""
+
+    def observe(self) -> np.ndarray:
+        seen = super().observe()
+        if getattr(self, "clock", np.zeros(1)).max() >= 5:
+            seen[0, 1] = np.nan
+        return seen
+
+
+def test_nan_from_the_environment_is_refused_before_a_network_learns_from_it() -> None:
+    for agent in (
+        PPO(Broken(copies=4), PPOConfig(steps_per_iteration=80, minibatch=40)),
+        DQN(Broken(copies=4), DQNConfig(random_steps=8, steps_per_iteration=80, hidden=(8,))),
+    ):
+        with pytest.raises(
+            InputError, match="environment's observation is not finite; found: NaN or Inf in 1 of 16"
+        ):
+            agent.iterate()
+        assert all(p.isfinite().all() for p in agent.net.parameters())

@@ -123,5 +123,15 @@ def test_bad_input() -> None:
         policy_report(torch.zeros(3), "logits")
     with pytest.raises(InputError, match="unknown kind"):
         policy_report(torch.zeros(3, 2), "softmax")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"deviation does not fit the outputs; found: \(3, 3\)"):
+        policy_report(torch.zeros(3, 2), "means", deviation=torch.ones(3, 3), half_range=torch.ones(2))
+    with pytest.raises(InputError, match=r"half_range does not fit the outputs; found: \(1, 2\)"):
+        policy_report(torch.zeros(3, 2), "means", deviation=torch.ones(3, 2), half_range=torch.ones(1, 2))
     with pytest.raises(InputError, match="no finding about 'dead'"):
         policy_report(torch.zeros(3, 2), "logits").finding("dead")
+
+
+def test_deviations_that_are_nan_are_invalid_and_not_doubtful() -> None:
+    deviation = torch.full((5, 2), float("nan"))
+    broken = policy_report(torch.zeros(5, 2), "means", deviation=deviation, half_range=torch.ones(2))
+    assert broken.finding("policy_saturation").status == "invalid"

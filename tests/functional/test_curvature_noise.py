@@ -86,8 +86,13 @@ def test_the_null_spectrum_is_that_of_random_matrices(samples, units):
         expected = np.mean([float(rank(torch.from_numpy(s))) for s in drawn])
         found = float(rank(F.null_singular_values(samples, units)))
         assert found == pytest.approx(expected, rel=tolerance)
+    top = np.mean([s[0] for s in drawn])
+    assert F.null_largest_singular_value(samples, units) == pytest.approx(top, rel=0.01)
+    assert top < 0.99 * (samples**0.5 + units**0.5)  # the edge alone would be off
     with pytest.raises(ValueError, match="at least one"):
         F.null_singular_values(0, 3)
+    with pytest.raises(ValueError, match="two samples"):
+        F.null_largest_singular_value(1, 3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

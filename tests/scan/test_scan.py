@@ -15,10 +15,11 @@ from safetensors.torch import save_file
 import supple
 from supple.errors import InputError
 from supple.scan import scan
-from supple.scan.matrices import Matrix, Skipped, matrices
+from supple.scan.matrices import Matrix, Skipped
 from supple.scan.measure import INSTRUMENTS, measure
 from supple.scan.sources import open_checkpoint
 from supple.scan.trend import judge, kendall_p
+from supple.scan.walk import matrices
 from supple.status import Status
 
 

@@ -155,6 +155,10 @@ def test_friction_and_gravity_of_a_mujoco_model() -> None:
         friction=(0.02, 2.0),
         gravity=lambda k: 1.0 + k,
     )
+    doubled = DynamicsShift(gymnasium.make("CartPole-v1"), gravity=lambda k: 2.0 if k < 3 else float("nan"))
+    assert doubled.unwrapped.gravity == 19.6  # of the first task too, before anyone names it
+    with pytest.raises(InputError, match="needs a factor above 0 for gravity; found: nan"):
+        doubled.task(3)
     factors = []
     for index in range(1, 200):
         env.task(index)

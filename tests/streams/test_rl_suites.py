@@ -81,6 +81,8 @@ def test_bad_names_and_numbers() -> None:
         chosen.make("tiny")
     with pytest.raises(InputError, match="has 1 to 10 tasks"):
         chosen.make(tasks=11)
+    with pytest.raises(InputError, match="every is a whole number of at least 1; found: 0"):
+        chosen.make(steps=0)
 
 
 def test_factories_travel_to_other_processes() -> None:

@@ -16,6 +16,7 @@ from supple.agents.plain import arrays, plain
 from supple.agents.ppo import Env, with_terms
 from supple.agents.q_network import DQNConfig, q_network
 from supple.agents.replay import Replay, Transitions
+from supple.agents.rollout import check_step
 from supple.errors import InputError
 
 #: plain numbers of an agent that its next step depends on
@@ -152,6 +153,7 @@ class DQN:
         """One step of every copy into the replay buffer; the returns of the episodes that ended."""
         actions = self.act(self.observation).numpy()
         step = self.env.step(actions)
+        check_step(step)
         # after a time limit the final observation still has a value; after the end of the task it has none
         self.replay.add(self.observation, actions, step.reward, step.final, step.terminated)
         self.observation = step.observation

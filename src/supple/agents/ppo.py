@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from supple.agents.rollout import Rollout, collect
+from supple.errors import InputError
 from supple.models import MLP
 
 
@@ -53,6 +54,28 @@ class PPOConfig:
     gamma: float = 0.99
     trace: float = 0.95
     reward_scale: float = 1 / 20
+
+    def __post_init__(self) -> None:
+        wrong = {
+            n: getattr(self, n)
+            for n in ("steps_per_iteration", "minibatch", "epochs")
+            if getattr(self, n) < 1
+        }
+        if wrong:
+            raise InputError("counts must be positive", found=wrong, where="PPOConfig")
+        # advantages are standardised within a minibatch, and one number has no deviation
+        if self.minibatch < 2 or self.steps_per_iteration % self.minibatch == 1:
+            raise InputError(
+                "a minibatch needs at least 2 steps, the last one too",
+                found=f"{self.steps_per_iteration} steps in minibatches of {self.minibatch}",
+                where="PPOConfig",
+            )
+        if not (0 <= self.gamma <= 1 and 0 <= self.trace <= 1 and self.clip > 0):
+            raise InputError(
+                "need gamma and trace in [0, 1], clip above 0",
+                found=(self.gamma, self.trace, self.clip),
+                where="PPOConfig",
+            )
 
 
 @dataclass

@@ -11,6 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from supple.errors import InputError
+
 
 @dataclass(frozen=True)
 class Rollout:
@@ -51,6 +53,21 @@ def advantages(
     return result
 
 
+def check_step(step: Any) -> None:
+    """Refuse a step with NaN or Inf, before a network learns from it.
+
+    Raises:
+        InputError: an observation or a reward that is not finite.
+    """
+    for name in ("observation", "final", "reward"):
+        values = getattr(step, name)
+        if not np.isfinite(values).all():
+            raise InputError(
+                f"the environment's {name} is not finite",
+                found=f"NaN or Inf in {np.count_nonzero(~np.isfinite(values))} of {np.size(values)} numbers",
+            )
+
+
 @torch.no_grad()
 def collect(
     env: Any,
@@ -76,6 +93,7 @@ def collect(
         log_probs = logits.log_softmax(-1)
         action = torch.multinomial(log_probs.exp(), 1, generator=generator).squeeze(1)
         step = env.step(action.numpy())
+        check_step(step)
         ended = step.terminated | step.truncated
         for key, item in (
             ("x", x),

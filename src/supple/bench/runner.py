@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing as mp
-import os
 import signal
 import threading
 from collections import deque
@@ -18,6 +17,7 @@ from supple.bench.jobs import RETRIES, Job, jobs, plan
 from supple.bench.rows import Measure, observe_scene
 from supple.bench.spec import RunSpec
 from supple.errors import InputError
+from supple.processes import end_with_parent
 
 
 def run_list(
@@ -65,20 +65,12 @@ def _run_here(root: str | Path, todo: deque[Job], board: Board, measure: Measure
 def _serve(connection: Connection, root: str | Path, measure: Measure) -> None:
     """A worker: takes jobs until it gets None. The parent alone handles Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     # a parent that is gone may show as a broken pipe before the watch has seen it
     with contextlib.suppress(BrokenPipeError, EOFError, ConnectionResetError):
         while (job := connection.recv()) is not None:
             error = job.perform(root, measure, lambda share: connection.send(("share", share)))
             connection.send(("end", error))
-
-
-def _end_with_parent() -> None:
-    """End this worker with its runner, however that ends, so that a new runner finds the folders free."""
-    parent = mp.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)  # at any moment, as by a kill: the run resumes from its last checkpoint
 
 
 class _Worker:

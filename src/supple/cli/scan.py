@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from supple.cli.diagnose import MECHANISMS_THAT_FAIL, check_target
-from supple.errors import InputError
+from supple.errors import InputError, need
 
 if TYPE_CHECKING:
     from supple.scan import ScanReport
@@ -22,7 +22,8 @@ class Scan:
     """
 
     checkpoints: tuple[Path, ...]
-    """.safetensors, .pt, .pth or .bin files, or model folders; rounds in order, the oldest first."""
+    """.safetensors, .pt, .pth or .bin files, model folders or folders of LoRA adapters; rounds in order, the oldest
+    first."""
     instruments: str = "all"
     """Names separated by commas, or all."""
     embeddings: bool = False
@@ -32,24 +33,40 @@ class Scan:
     estimate: bool = False
     """Large matrices by a few products with them, each value with its stated error; srank and the noise floor are
     left out."""
+    base: Path | None = None
+    """The model that LoRA adapters were trained on: each adapter is measured as the base's matrices with its products
+    added. Without it the products alone are measured."""
+    memory: float | None = None
+    """MiB for the tensors and the work on them (all processes together), checked before each is read; what would go
+    over is estimated where that fits, and else listed as not measured."""
+    workers: int = 0
+    """Processes that take a checkpoint at a time; 0 works in this process."""
+    html: Path | None = None
+    """Write one offline HTML page with plots by matrix and round to this file."""
+    parquet: Path | None = None
+    """Write the records as a Parquet table to this file (extra bench)."""
     json: Path | None = None
     """Write everything as JSON to this file, or to stdout with -."""
     fail_on: Literal["present", "inconclusive", "never"] = "never"
     """Exit with 1 when a finding has this status (inconclusive counts present too)."""
 
     def run(self) -> int:
-        from supple.cli.console import emit_json, say
+        from supple.cli.console import emit_json, note, say
 
         if not self.checkpoints:
             raise InputError("no checkpoint was named", do="supple scan CKPT [CKPT …]")
-        check_target(self.json)
+        for target in (self.json, self.html, self.parquet):
+            check_target(target)
+        if self.parquet is not None:
+            need("pyarrow", "bench")
         report = self._measure()
         if str(self.json) != "-" and report.runs:
             say(str(report))
         emit_json(report.to_dict(), self.json)
+        for target, written in ((self.html, report.to_html), (self.parquet, report.to_parquet)):
+            if target is not None:
+                note(f"wrote {written(target)}")
         if report.failures:
-            from supple.cli.console import note
-
             shown = report.runs and str(self.json) != "-"  # the table named each of them already
             total = len(self.checkpoints)
             texts = [f"{len(report.failures)} of {total} checkpoints were not read"]
@@ -64,15 +81,14 @@ class Scan:
         from supple.scan import scan
 
         names = "all" if self.instruments == "all" else tuple(self.instruments.split(","))
-        place = {}
+        counts: dict[str, int] = {}
         with Progress("scanning") as bar:
 
             def progress(label: str, done: int) -> None:
-                place.setdefault(label, len(place))
+                counts[label] = done
                 # The number of matrices is known only at the end of a file; a part of it counts by halves.
-                bar.update(
-                    (place[label] + done / (done + 1)) / len(self.checkpoints), f"{label}, {done} matrices"
-                )
+                share = sum(n / (n + 1) for n in counts.values())
+                bar.update(share / len(self.checkpoints), f"{label}, {done} matrices")
 
             report = scan(
                 self.checkpoints,
@@ -80,6 +96,9 @@ class Scan:
                 embeddings=self.embeddings,
                 budget=self.budget,
                 estimate=self.estimate,
+                base=self.base,
+                memory=self.memory,
+                workers=self.workers,
                 progress=progress,
             )
         return report

@@ -102,7 +102,7 @@ def policy_report(
         falls_short: whether returns stay below those of a fresh agent on this task; None: unknown.
 
     Raises:
-        InputError: an unknown kind, outputs that are not (N, A).
+        InputError: an unknown kind, outputs that are not (N, A), deviations or ranges of another shape.
 
     >>> import torch
     >>> report = policy_report(torch.tensor([[30.0, 0.0], [25.0, 0.0]]), "logits")
@@ -115,6 +115,14 @@ def policy_report(
         raise InputError("the outputs of a policy are (N, A)", found=tuple(outputs.shape))
     if kind not in ("logits", "means", "bounded", "values"):
         raise InputError("unknown kind of outputs", found=kind, do="logits, means, bounded or values")
+    for what, given, shape in (
+        ("deviation", deviation, outputs.shape),
+        ("half_range", half_range, outputs.shape[1:]),
+    ):
+        if given is not None and given.shape != shape:
+            raise InputError(
+                f"{what} does not fit the outputs", found=tuple(given.shape), do=f"{tuple(shape)}"
+            )
     saturation = _saturation(outputs.detach().double().cpu(), kind, deviation, half_range)
     value = PolicyFinding(
         "value_over_estimation",
@@ -144,6 +152,8 @@ def _saturation(x: Tensor, kind: Kind, deviation: Tensor | None, half_range: Ten
     if deviation is None or half_range is None or not bool(half_range.isfinite().all()):
         reason = "no standard deviation, or actions without bounds"
         return PolicyFinding(name, Status.NOT_MEASURED, reason, (largest,))
+    if not bool(deviation.isfinite().all()):
+        return PolicyFinding(name, Status.INVALID, "the policy's deviations are NaN or Inf", (largest,))
     scores = (deviation.detach().double().cpu() / half_range.detach().double().cpu()).mean(1)
     return _judged(scores, "relative_deviation", DEVIATION, "of half the range of the actions", (largest,))
 

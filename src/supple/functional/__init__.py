@@ -38,7 +38,7 @@ from supple.functional.kernels import (
     normalise_kernel,
 )
 from supple.functional.lanczos import SingularTriplet, largest_singular_value
-from supple.functional.noise import null_singular_values, rounding_floor
+from supple.functional.noise import null_largest_singular_value, null_singular_values, rounding_floor
 from supple.functional.penalties import (
     bias_penalty,
     feature_rank_penalty,
@@ -120,6 +120,7 @@ __all__ = [
     "mean_cosine",
     "normalise_kernel",
     "nuclear_rank",
+    "null_largest_singular_value",
     "null_singular_values",
     "numerical_rank",
     "optimization_readiness",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from supple.checksum import checksum
 from supple.errors import AttachError, StoreError
 
 
@@ -119,10 +119,3 @@ class LinearAdapter(nn.Module, abc.ABC):
                 where=name,
                 do="load the base model it was trained on",
             )
-
-
-def checksum(weight: Tensor) -> str:
-    """SHA-256 of dtype, shape and bytes of a weight."""
-    data = weight.detach().cpu().contiguous()
-    head = f"{data.dtype}{tuple(data.shape)}".encode()
-    return hashlib.sha256(head + data.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()

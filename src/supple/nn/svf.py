@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from supple.errors import InputError, StoreError
 from supple.nn.adapter import LinearAdapter
+from supple.nn.factors import Progress, decompose
 from supple.nn.targets import Targets, choose_linears
 
 FORMAT = "supple-svf-1"
@@ -32,22 +33,27 @@ class SVFAdapter(LinearAdapter):
     its class, its names and its state dict. Build it with `svf_`.
     """
 
-    def __init__(self, layers: dict[str, nn.Linear], form: str = "plain") -> None:
+    def __init__(
+        self,
+        layers: dict[str, nn.Linear],
+        form: str = "plain",
+        cache: str | Path | None = None,
+        workers: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
         super().__init__(layers)
         if form not in ("plain", "published"):
             raise InputError(f"unknown form {form!r}", do='choose "plain" or "published"')
         self.form = form
         self.z = nn.ParameterList()
-        self._factors: list[tuple[Tensor, Tensor, Tensor]] = []
+        weights = {name: layer.weight for name, layer in layers.items()}
+        self._factors = list(decompose(weights, cache, workers, progress).values())
         generator = torch.Generator().manual_seed(0)
-        for layer in layers.values():
-            u, s, vt = torch.linalg.svd(layer.weight.detach().double(), full_matrices=False)
-            device = layer.weight.device
-            self._factors.append(tuple(t.float().to(device) for t in (u, s, vt)))  # type: ignore[arg-type]
+        for _, s, _ in self._factors:
             start = torch.ones(len(s))
             if form == "published":
                 start = torch.empty(len(s)).normal_(0.1, 0.01, generator=generator)
-            self.z.append(nn.Parameter(start.to(device)))
+            self.z.append(nn.Parameter(start.to(s.device)))
         self._install()
 
     # -- the formula ----------------------------------------------------------------------------
@@ -105,17 +111,29 @@ class SVFAdapter(LinearAdapter):
             z.copy_(tensors[name])
 
 
-def svf_(model: nn.Module, targets: Targets | None = None, form: str = "plain") -> SVFAdapter:
+def svf_(
+    model: nn.Module,
+    targets: Targets | None = None,
+    form: str = "plain",
+    *,
+    cache: str | Path | None = None,
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> SVFAdapter:
     """Adapt the model by singular-value vectors: its parameters are frozen, the returned adapter trains.
 
     Args:
         targets: endings of layer names (``["up_proj", "down_proj"]``), or ``filter(module, name)``;
             None adapts every ``nn.Linear`` whose weight is used by nothing else.
         form: ``"plain"`` or ``"published"``; see `SVFAdapter`.
+        cache: a folder that keeps the decompositions by the checksum of their weight, so that the next adapter of this
+            base reads them; a weight that changed is decomposed anew.
+        workers: spawned processes that decompose; 0 does it here.
+        progress: called as ``progress(name, done, total)`` after each matrix.
 
     Raises:
         InputError: a target that is not a plain ``nn.Linear``, no match, or a weight that is tied,
-            parametrised or not finite; nothing has been changed then.
+            parametrised or not finite, a cache that is a file; nothing has been changed then.
 
     >>> net = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
     >>> adapter = svf_(net)
@@ -123,6 +141,6 @@ def svf_(model: nn.Module, targets: Targets | None = None, form: str = "plain") 
     6
     """
     chosen = choose_linears(model, targets)
-    adapter = SVFAdapter(chosen, form)
+    adapter = SVFAdapter(chosen, form, cache, workers, progress)
     adapter.freeze(model)
     return adapter

@@ -8,6 +8,7 @@ from supple.report.comparison import Comparison, ComparisonPage, Course, drawing
 from supple.report.data import Arm, Spread, Story
 from supple.report.overall import OverallPart
 from supple.report.page import write_diagnosis, write_story
+from supple.report.scan import write_scan
 from supple.report.words import verdict
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "verdict",
     "write_comparison",
     "write_diagnosis",
+    "write_scan",
     "write_story",
 ]

@@ -52,8 +52,11 @@ def write_story(story: Story, path: str | Path) -> Path:
         sentences=verdict(story),
         figures=[d for d in drawings if d is not None],
         report=first,
-        seeds=[(seed, finding_rows(report)) for seed, report in zip(story.seeds, story.worn, strict=False)],
-        control=finding_rows(story.fresh[0]) if story.fresh else [],
+        seeds=[
+            (seed, finding_rows(report.findings))
+            for seed, report in zip(story.seeds, story.worn, strict=False)
+        ],
+        control=finding_rows(story.fresh[0].findings) if story.fresh else [],
     )
 
 
@@ -72,11 +75,11 @@ def write_diagnosis(report: DiagnosisReport, path: str | Path) -> Path:
         title=title,
         figures=[d for d in drawings if d is not None],
         report=report,
-        rows=finding_rows(report),
+        rows=finding_rows(report.findings),
     )
 
 
-def finding_rows(report: DiagnosisReport) -> list[dict[str, Any]]:
+def finding_rows(findings: Sequence[Finding]) -> list[dict[str, Any]]:
     """One row a finding, evidence included, as words and numbers."""
     return [
         {
@@ -91,7 +94,7 @@ def finding_rows(report: DiagnosisReport) -> list[dict[str, Any]]:
             "advice": f.advice,
             "evidence": [evidence_cells(e) for e in shown_evidence(f)],
         }
-        for f in report.findings
+        for f in findings
     ]
 
 

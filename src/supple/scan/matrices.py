@@ -12,15 +12,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from supple.scan.sources import Checkpoint, Entry
+from supple.scan.sources import Entry
 
 #: storage formats whose rounding hides small singular values, with the spacing of their numbers at 1
 COARSE = {"BF16": 2.0**-7, "bfloat16": 2.0**-7, "F16": 2.0**-10, "float16": 2.0**-10}
+EMBEDDING_TABLE = "an embedding table (ask for embeddings to include it)"
+#: up to this short side the whole spectrum costs little more than an estimate
+EXACT_SIDE = 256
 PLAIN = {"F64", "F32", "float64", "float32", *COARSE}
-_LORA = re.compile(r"^(?P<stem>.*)\.lora_(?P<side>[AB])(?P<tail>\..*)?$")
 _EMBEDDING = re.compile(r"(^|\.)(wte|wpe|embed_tokens|word_embeddings|position_embeddings|tok_embeddings)\.")
 _EXPERTS = re.compile(r"(^|[._])experts?([._]|$)")
 # Contiguous blocks of rows (torch, timm, MPT, Phi-3); GPT-2 keeps them as columns.
@@ -32,13 +33,24 @@ _INTERLEAVED = re.compile(r"(query_key_value|c_qkv)\.weight$")
 
 @dataclass(frozen=True)
 class Matrix:
-    """One matrix to measure: its layer, the part of it, the values (out, in), the storage format."""
+    """One matrix to measure: its layer, the part of it, the values (out, in), the storage format.
+
+    ``shape`` is that of the matrix where ``values`` is a smaller one with the same singular values; ``estimate`` asks
+    for the estimated path, whatever the scan asked for.
+    """
 
     layer: str
     part: str
     values: Tensor
     dtype: str
     note: str = ""
+    shape: tuple[int, ...] = ()
+    estimate: bool = False
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """(out, in) of the matrix itself."""
+        return self.shape or tuple(self.values.shape)
 
 
 @dataclass(frozen=True)
@@ -47,23 +59,6 @@ class Skipped:
 
     layer: str
     reason: str
-
-
-def matrices(checkpoint: Checkpoint, embeddings: bool = False) -> Iterator[Matrix | Skipped]:
-    """Every weight matrix of a checkpoint, one tensor in memory at a time."""
-    adapters: dict[str, dict[str, Entry]] = {}
-    for entry in checkpoint:
-        lora = _LORA.match(entry.name)
-        if lora is not None:
-            adapters.setdefault(lora["stem"] + (lora["tail"] or ""), {})[lora["side"]] = entry
-            continue
-        reason = why_not(entry, embeddings)
-        if reason is None:
-            yield from split(entry.name, entry.load(), entry.dtype, checkpoint.config)
-        elif len(entry.shape) >= 2:
-            yield Skipped(entry.name, reason)
-    for name, sides in adapters.items():
-        yield _lora_delta(name, sides)
 
 
 def why_not(entry: Entry, embeddings: bool) -> str | None:
@@ -77,29 +72,43 @@ def why_not(entry: Entry, embeddings: bool) -> str | None:
     if entry.dtype not in PLAIN:
         return f"stored as {entry.dtype}: quantised or integer values have no spectrum of their own"
     if not embeddings and _EMBEDDING.search(entry.name):
-        return "an embedding table (ask for embeddings to include it)"
+        return EMBEDDING_TABLE
     return None
 
 
-def split(name: str, values: Tensor, dtype: str, config: dict[str, Any]) -> Iterator[Matrix]:
-    """The matrices inside one tensor, as (out, in)."""
+def is_stack(entry: Entry) -> bool:
+    """Whether a tensor holds the matrices of experts one behind another."""
+    return _is_stack(entry.name, len(entry.shape))
+
+
+def _is_stack(name: str, dimensions: int) -> bool:
+    return dimensions == 3 and _EXPERTS.search(name) is not None
+
+
+def split(name: str, values: Tensor, dtype: str, config: dict[str, Any], note: str = "") -> Iterator[Matrix]:
+    """The matrices inside one tensor, as (out, in); ``note`` is said of each."""
     layer = name.removesuffix(".weight")
-    if values.ndim == 3 and _EXPERTS.search(name):
+    if _is_stack(name, values.ndim):
         for i, expert in enumerate(values):
-            yield Matrix(layer, f"expert {i}", expert, dtype)
+            yield Matrix(layer, f"expert {i}", expert, dtype, note)
         return
     if values.ndim > 2:
-        yield Matrix(layer, "", values.reshape(values.shape[0], -1), dtype, "kernel unfolded to (out, in*k)")
+        unfolded = "kernel unfolded to (out, in*k)"
+        yield Matrix(layer, "", values.reshape(values.shape[0], -1), dtype, _both(unfolded, note))
         return
     if _PACKED_COLUMNS.search(name) and values.shape[1] == 3 * values.shape[0]:
         values = values.T
     sizes = _packed_sizes(name, values, config)
     if sizes is not None:
         for part, block in zip(sizes, values.split(list(sizes.values())), strict=True):
-            yield Matrix(layer, part, block, dtype)
+            yield Matrix(layer, part, block, dtype, note)
         return
-    note = "packed projection in an interleaved layout, measured whole" if _INTERLEAVED.search(name) else ""
-    yield Matrix(layer, "", values, dtype, note)
+    whole = "packed projection in an interleaved layout, measured whole" if _INTERLEAVED.search(name) else ""
+    yield Matrix(layer, "", values, dtype, _both(whole, note))
+
+
+def _both(first: str, second: str) -> str:
+    return "; ".join(n for n in (first, second) if n)
 
 
 def _packed_sizes(name: str, values: Tensor, config: dict[str, Any]) -> dict[str, int] | None:
@@ -116,18 +125,3 @@ def _packed_sizes(name: str, values: Tensor, config: dict[str, Any]) -> dict[str
     if rows == 3 * columns:
         return {"q": columns, "k": columns, "v": columns}
     return None
-
-
-def _lora_delta(name: str, sides: dict[str, Entry]) -> Matrix | Skipped:
-    """The low-rank product B·A as its r x r core: same singular values, no (out, in) matrix."""
-    layer = name.removesuffix(".weight")
-    if set(sides) != {"A", "B"}:
-        return Skipped(name, f"an adapter with lora_{'/'.join(sorted(sides))} alone")
-    a, b = sides["A"], sides["B"]
-    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
-        return Skipped(name, f"adapter factors {b.shape} and {a.shape} do not multiply")
-    left, right = b.load().double(), a.load().double()
-    if not bool(torch.isfinite(left).all() and torch.isfinite(right).all()):
-        return Matrix(layer, "B·A", torch.full((2, 2), math.nan), a.dtype)
-    core = torch.linalg.qr(left).R @ torch.linalg.qr(right.T).R.T
-    return Matrix(layer, "B·A", core, a.dtype, f"LoRA product of rank at most {a.shape[0]}")

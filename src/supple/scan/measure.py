@@ -11,7 +11,7 @@ from torch import Tensor
 from supple import functional as F
 from supple.errors import InputError
 from supple.records import Record
-from supple.scan.matrices import COARSE, Matrix
+from supple.scan.matrices import COARSE, EXACT_SIDE, Matrix
 from supple.status import Status
 
 #: name -> the quantity, in the order of the table
@@ -23,8 +23,6 @@ SRANK_DELTA = 0.01
 #: rms of the rounding error over the rms of the values, per unit of number spacing at 1: measured on Gaussian
 #: matrices (bf16, spacing 2**-7: 1.4e-3) and near 1/sqrt(12) of the mean spacing
 ROUNDING = 0.18
-#: up to this short side the whole spectrum costs little more than an estimate
-EXACT_SIDE = 256
 #: this share of singular values under the floor makes rank metrics meaningless
 NOISY_SHARE = 0.01
 
@@ -62,7 +60,7 @@ def measure(
         reason = f"{bad} of {values.numel()} values are NaN or Inf"
         return [row(name, math.nan, status=Status.INVALID.value, note=reason) for name in instruments]
     side = min(values.shape)
-    if estimate and side > EXACT_SIDE:
+    if (estimate or matrix.estimate) and side > EXACT_SIDE:
         return _estimated(matrix, run, step, instruments)
     s = F.singular_values(values)
     noisy = below_noise_floor(values, s, matrix.dtype)
@@ -78,7 +76,7 @@ def measure(
         "stable_rank": _both(float(F.stable_rank(s)), side),
         "srank": [(f"delta={SRANK_DELTA}", float(F.srank(s, delta=SRANK_DELTA)))],
         "weight_norm": [("", math.sqrt(square_sum))],
-        "weight_rms": [("", math.sqrt(square_sum / values.numel()))],
+        "weight_rms": [("", math.sqrt(square_sum / math.prod(matrix.size)))],
         "below_noise_floor": [("fraction", noisy)],
     }
     return [
@@ -110,7 +108,7 @@ def _estimated(matrix: Matrix, run: str, step: int, instruments: tuple[str, ...]
         "effective_rank": (_both(rank, side), rank_error),
         "stable_rank": (_both(float(found.stable_rank), side), 2 * top_error),
         "weight_norm": ([("", size)], 0.0),
-        "weight_rms": ([("", size / math.sqrt(values.numel()))], 0.0),
+        "weight_rms": ([("", size / math.sqrt(math.prod(matrix.size)))], 0.0),
     }
     note = "; ".join(n for n in notes if n)
     rows: list[Record] = []

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from supple.diagnose.types import Finding, plain
 from supple.records import Records
+from supple.scan.expected import Expectation
 from supple.scan.matrices import Skipped
 from supple.scan.trend import Trend
 from supple.status import Status
@@ -20,6 +22,8 @@ COLUMNS = (
     ("σ1/Σσ", "sigma_ratio", ""), ("σ1", "sigma_max", ""), ("erank", "effective_rank", ""),
     ("/full", "effective_rank", "relative"), ("stable", "stable_rank", ""), ("srank", "srank", "delta=0.01"),
 )  # fmt: skip
+#: quantity compared with its expectation at initialisation -> column title
+RATIOS = {"sigma_max": "σ1", "nuclear_norm": "Σσ", "effective_rank": "erank"}
 NAME_WIDTH = 30
 SHOWN_TRENDS = 10
 
@@ -42,6 +46,8 @@ class ScanReport:
     findings: tuple[Finding, ...]
     skipped: tuple[Skipped, ...]
     failures: tuple[Failure, ...]
+    expected: tuple[Expectation, ...] = ()
+    not_expected: str = ""  #: why the first round has no expected spectrum at initialisation
 
     @property
     def present(self) -> tuple[Finding, ...]:
@@ -56,6 +62,8 @@ class ScanReport:
             "findings": [f.to_dict() for f in self.findings],
             "skipped": [dataclasses.asdict(s) for s in self.skipped],
             "failures": [dataclasses.asdict(f) for f in self.failures],
+            "expected_at_initialisation": [plain(dataclasses.asdict(e)) for e in self.expected],
+            "no_expected_spectrum": self.not_expected,
         }
 
     def to_json(self, path: str | Path | None = None) -> str:
@@ -64,6 +72,17 @@ class ScanReport:
         if path is not None:
             Path(path).write_text(text + "\n", encoding="utf-8")
         return text
+
+    def to_parquet(self, path: str | Path) -> Path:
+        """The records as a Parquet table (extra ``bench``), one row each; all else as JSON in its metadata."""
+        rest = {k: v for k, v in self.to_dict().items() if k != "records"}
+        return self.records.to_parquet(path, {"supple.scan": json.dumps(rest, allow_nan=False)})
+
+    def to_html(self, path: str | Path) -> Path:
+        """One offline page: findings, plots by matrix and round, tables, what was left out."""
+        from supple.report.scan import write_scan
+
+        return write_scan(self, path)
 
     def __str__(self) -> str:
         lines: list[str] = []
@@ -76,7 +95,7 @@ class ScanReport:
                 *self._trends(),
             ]
         if self.runs:
-            lines += [""]
+            lines += ["", *self._expected(), ""]
         for finding in self.findings if self.runs else ():
             name = finding.mechanism.replace("_", " ")
             word = finding.status.replace("_", " ")
@@ -120,6 +139,22 @@ class ScanReport:
         more = len(self.trends) - SHOWN_TRENDS
         return lines + ([f"  and {more} more (--json has all)"] if more > 0 else [])
 
+    def _expected(self) -> list[str]:
+        """The first round beside a start of the same shapes; or that its start is not known."""
+        if not self.expected:
+            why = self.not_expected or "none of its matrices was measured"
+            return [f"{self.runs[0]} is not set against an expected spectrum at initialisation:", f"  {why}"]
+        rows = against_start(self.expected)
+        lines = [f"{self.runs[0]} against its expected spectrum at initialisation (1 = as expected)"]
+        lines += [f"{'matrix':<{NAME_WIDTH}}{'std':>8}" + "".join(f"{title:>8}" for title in RATIOS.values())]
+        for name, (std, ratios) in list(rows.items())[:SHOWN_TRENDS]:
+            cells = (ratios.get(i, math.nan) for i in RATIOS)
+            lines.append(
+                f"{_short(name):<{NAME_WIDTH}}{_cell(std):>8}" + "".join(f"{_cell(c):>8}" for c in cells)
+            )
+        more = len(rows) - SHOWN_TRENDS
+        return lines + ([f"  and {more} nearer to it (--json has all)"] if more > 0 else [])
+
     def _left_out(self) -> list[str]:
         lines = []
         if self.skipped:
@@ -129,6 +164,14 @@ class ScanReport:
                 lines.append(f"  and {len(self.skipped) - 5} more (--json has all)")
         lines += [f"NOT READ: {f.message}" for f in self.failures]
         return lines
+
+
+def against_start(expected: Sequence[Expectation]) -> dict[str, tuple[float, dict[str, float]]]:
+    """Matrix -> (std at the start, instrument -> value over expected), the effective rank farthest off first."""
+    rows: dict[str, tuple[float, dict[str, float]]] = {}
+    for e in expected:
+        rows.setdefault(e.name, (e.std, {}))[1][e.instrument] = e.ratio
+    return dict(sorted(rows.items(), key=lambda r: -abs(r[1][1].get("effective_rank", 1.0) - 1)))
 
 
 def _short(name: str) -> str:

@@ -12,7 +12,7 @@ import pickle
 import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +50,17 @@ class Checkpoint:
     path: Path
     entries: dict[str, Entry]
     config: dict[str, Any]
+    adapter: dict[str, Any] = field(default_factory=dict)  #: of peft's adapter_config.json
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries.values())
 
 
-def open_checkpoint(path: str | Path, label: str = "") -> Checkpoint:
+def open_checkpoint(path: str | Path, label: str = "", limit: int | None = None) -> Checkpoint:
     """Open a file or folder; nothing but headers is read (a pickled file is mapped, not copied).
+
+    Args:
+        limit: bytes; a pickled file of the older format, which is read whole, may not be larger.
 
     Raises:
         InputError: missing, unknown, damaged, or not made of tensors.
@@ -72,7 +76,7 @@ def open_checkpoint(path: str | Path, label: str = "") -> Checkpoint:
         files = [path]
     entries: dict[str, Entry] = {}
     for file in files:
-        for entry in _open_file(file):
+        for entry in _open_file(file, limit):
             if entry.name in entries:
                 raise InputError(
                     "two files of this checkpoint hold the same tensor", found=entry.name, where=str(file)
@@ -82,7 +86,14 @@ def open_checkpoint(path: str | Path, label: str = "") -> Checkpoint:
         _check_index(path, entries)
     if not entries:
         raise InputError("this checkpoint holds no tensor", where=str(path))
-    return Checkpoint(label or path.name, path, entries, config)
+    return Checkpoint(label or path.name, path, entries, config, _adapter_config(path))
+
+
+def _adapter_config(path: Path) -> dict[str, Any]:
+    """What peft says of an adapter: the file in its folder, or beside its weights."""
+    folder = path if path.is_dir() else path.parent if path.stem == "adapter_model" else None
+    file = folder / "adapter_config.json" if folder is not None else None
+    return _read_json(file) if file is not None and file.is_file() else {}
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
@@ -90,13 +101,13 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     return {entry.name: entry.load() for entry in open_checkpoint(path)}
 
 
-def _open_file(path: Path) -> list[Entry]:
+def _open_file(path: Path, limit: int | None) -> list[Entry]:
     if path.stat().st_size == 0:
         raise InputError("this file is empty", where=str(path), do="save the checkpoint again")
     if path.suffix == ".safetensors":
         return _open_safetensors(path)
     if path.suffix in PICKLED:
-        return _open_pickled(path)
+        return _open_pickled(path, limit)
     raise InputError(
         "this is not a checkpoint that can be read",
         found=f"suffix {path.suffix!r}",
@@ -121,10 +132,17 @@ def _open_safetensors(path: Path) -> list[Entry]:
     return [Entry(h.name, h.shape, h.dtype, loader(h.name)) for h in read_header(path)]
 
 
-def _open_pickled(path: Path) -> list[Entry]:
+def _open_pickled(path: Path, limit: int | None) -> list[Entry]:
+    # Only the zip format can be mapped; a file of the older format is read whole.
+    mapped = zipfile.is_zipfile(path)
+    if limit is not None and not mapped and path.stat().st_size > limit:
+        raise InputError(
+            "a file of this older format is read whole, which the memory bound does not allow",
+            found=f"{path.stat().st_size} bytes",
+            where=str(path),
+            do="save it again with a newer PyTorch or as .safetensors",
+        )
     try:
-        # Only the zip format can be mapped; a file of the older format is read whole.
-        mapped = zipfile.is_zipfile(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except LOAD_ERRORS as error:
         raise _unreadable(path, error) from error

@@ -93,6 +93,8 @@ class Control(AgentProtocol):
                 where=self.name,
             )
 
+        self.settings_of_agent()
+
     @property
     def updates(self) -> int:
         """Updates of a task."""

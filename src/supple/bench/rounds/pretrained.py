@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from supple.bench.rounds.bases import CONTEXT, Base, Sizes
+from supple.checksum import checksum
 from supple.errors import InputError
 from supple.nn import insert_forget_gates_
-from supple.nn.adapter import checksum
 
 SAVE = "save one there with model.save_pretrained(folder) and tokenizer.save_pretrained(folder)"
 

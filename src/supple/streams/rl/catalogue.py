@@ -72,7 +72,8 @@ class Suite:
             raise InputError(f"{self.name} has 1 to {self.tasks} tasks", found=tasks)
         made = self.build(seed, tasks)
         sequence = importlib.import_module("supple.streams.rl.gym").TaskSequence
-        return sequence(made, every=steps or self.steps[preset], tasks=tasks, told=told, seed=seed)
+        every = self.steps[preset] if steps is None else steps
+        return sequence(made, every=every, tasks=tasks, told=told, seed=seed)
 
 
 def check(chosen: Suite) -> None:

@@ -17,7 +17,7 @@ Factors = tuple[float, float] | Callable[[int], float]
 
 
 class DynamicsShift(TaskChange):
-    """Scales friction and gravity by a factor per task; the first task has factor 1.
+    """Scales friction and gravity by a factor per task; the first task of a range has factor 1.
 
     ``factor_k = exp(u)``, u uniform in [log lo, log hi], drawn from (seed, k) alone; the Ant of Dohare et al.
     2024 (Nature 632) has friction log-uniform in [0.02, 2]. Friction is the sliding coefficient of **every**
@@ -32,7 +32,8 @@ class DynamicsShift(TaskChange):
         seed: of the draws.
 
     Raises:
-        InputError: nothing to change, a range that is not 0 < lo <= hi, an environment without friction or gravity.
+        InputError: nothing to change, a range that is not 0 < lo <= hi, a factor that is not above 0,
+            an environment without friction or gravity.
 
     >>> import gymnasium
     >>> env = DynamicsShift(gymnasium.make("CartPole-v1"), gravity=(0.5, 2.0), seed=0)
@@ -70,6 +71,7 @@ class DynamicsShift(TaskChange):
             if self._model is not None
             else getattr(inner, self._attribute, None)
         )
+        self._apply()  # a function may change the first task too
 
     def factor(self, what: str, index: int) -> float:
         """The factor of ``"friction"`` or ``"gravity"`` in a task; 1 in the first one and for what stays."""
@@ -77,7 +79,12 @@ class DynamicsShift(TaskChange):
         if given is None or (index == 0 and not callable(given)):
             return 1.0
         if callable(given):
-            return float(given(index))
+            told = float(given(index))
+            if not 0 < told < math.inf:
+                raise self._refuse(
+                    f"needs a factor above 0 for {what}", told, f"mend the function at {index}"
+                )
+            return told
         lo, hi = (math.log(x) for x in given)
         u = torch.rand((), generator=keys.generator(self.seed, what, index), dtype=torch.float64).item()
         return math.exp(lo + u * (hi - lo))
