@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from supple.bench.lab import PRESETS, cases, run_lab, summary
-from supple.bench.lab.cases import EVALUATION, FAMILIES, TRAIN, suits
+from supple.bench.lab.cases import DESIGNS, DIAL, EVALUATION, FAMILIES, TRAIN, suits
 from supple.bench.lab.ills import bias, gates, hurt_, repair_, signals, weight
 from supple.bench.lab.run import RECORDS, bench
 from supple.bench.networks import keyed
@@ -29,6 +29,14 @@ def test_the_halves_share_no_shape_no_sample_and_no_name() -> None:
     assert not both[TRAIN] & both[EVALUATION]
     x, z = (bench(PRESETS["tiny"], h).x for h in (TRAIN, EVALUATION))
     assert float(torch.cdist(x, z).amin()) > 0
+
+
+def test_every_repair_works_in_bfloat16() -> None:
+    build, x = DESIGNS["bf16"][TRAIN], bench(PRESETS["tiny"], TRAIN).x
+    for ill in DIAL:
+        net = keyed(build, 0)
+        repair_(net, ill, keyed(build, 1), x)
+        assert all(p.dtype == torch.bfloat16 and bool(p.isfinite().all()) for p in net.parameters()), ill
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

@@ -100,8 +100,12 @@ def test_a_state_of_other_interventions_is_refused_before_one_is_touched(tmp_pat
     model = agent(PPO).learn(64, callback=first)
     other = SuppleCallback(probe_size=40, interventions=[METHODS.L2Init()])
     other.load_state_dict(first.state_dict())
-    with pytest.raises(InputError, match="belongs to other interventions"):
-        agent(PPO).learn(64, callback=other)
+    fresh = agent(PPO)
+    for _ in range(2):  # the state stays, so that it is not forgotten at the next call
+        with pytest.raises(InputError, match="belongs to other interventions"):
+            fresh.learn(64, callback=other)
+        assert other.monitor is None
+        assert not fresh.policy.optimizer._optimizer_step_pre_hooks
     first.detach()
     other.detach()
     assert model is not None

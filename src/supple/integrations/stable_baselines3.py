@@ -249,9 +249,11 @@ class SuppleCallback(_base):  # type: ignore[misc]
         if state.get("version") != STATE_VERSION or set(state) != STATE_KEYS:
             found = state.get("version") if set(state) == STATE_KEYS else sorted(set(state) ^ STATE_KEYS)
             raise InputError("this is not a state of a SuppleCallback of this version", found=found)
-        self._saved = dict(state)
-        if self.monitor is not None:
-            self._restore()
+        if self._carried is None:
+            self._saved = dict(state)
+        else:
+            _take_up(state, self._carried, self.monitor)
+            self._restore(state)
 
     # -- inside ---------------------------------------------------------------------------------
     def _watching(self) -> Any:
@@ -279,19 +281,19 @@ class SuppleCallback(_base):  # type: ignore[misc]
         with ExitStack() as undo:
             undo.callback(monitor.detach)
             carried = Carried(self.model, self._networks, self.interventions, batch)
+            undo.callback(carried.detach)
+            if self._saved is not None:  # a state that does not fit leaves nothing attached, and stays
+                _take_up(self._saved, carried, monitor)
             undo.pop_all()
         self.monitor, self._carried, self._agent, self._batch = monitor, carried, self.model, batch
         if self._saved is not None:
-            self._restore()
+            self._restore(self._saved)
         elif self._task:
             self.monitor.task(self._task)
 
-    def _restore(self) -> None:
-        saved, self._saved = self._saved, None
-        if saved is None or self._carried is None:
-            return
-        self._carried.load(saved["handles"])
-        self.monitor.load_state_dict(saved["monitor"])
+    def _restore(self, saved: Mapping[str, Any]) -> None:
+        """What else the saved state says, once monitor and handles have taken it up."""
+        self._saved = None
         x, y = saved["batch"]
         self._batch = (x.to(self._agent.device), y.to(self._agent.device))
         self._task = str(saved["task"])
@@ -299,3 +301,9 @@ class SuppleCallback(_base):  # type: ignore[misc]
         announced, self._announced = self._announced, None
         if announced is not None:
             self.task(announced)
+
+
+def _take_up(saved: Mapping[str, Any], carried: Carried, monitor: Any) -> None:
+    """What a saved state says of the interventions and the monitor."""
+    carried.load(saved["handles"])
+    monitor.load_state_dict(saved["monitor"])

@@ -113,9 +113,10 @@ class SuppleHook:
             return
         if state.get("version") != STATE_VERSION or len(state["handles"]) != len(self.interventions):
             raise InputError("this is not a state of this hook", found=state.get("version"))
-        self._saved = dict(state)
-        if self.monitor is not None:
-            self._restore()
+        if self.monitor is None:
+            self._saved = dict(state)
+        else:
+            _take_up(state, self.handles, self.monitor)
 
     def _probe(self, batch: Any) -> tuple[Tensor, Tensor]:
         flat = batch.reshape(-1)
@@ -147,16 +148,17 @@ class SuppleHook:
             for intervention in self.interventions:
                 handles.append(intervention.attach(self.network, self.optimizer, inputs=probe[0]))
                 undo.callback(handles[-1].detach)
+            if self._saved is not None:  # a state that does not fit leaves nothing attached, and stays
+                _take_up(self._saved, handles, monitor)
             undo.pop_all()
-        self.monitor, self.handles = monitor, handles
-        self._restore()
+        self.monitor, self.handles, self._saved = monitor, handles, None
 
-    def _restore(self) -> None:
-        saved, self._saved = self._saved, None
-        if saved is not None:
-            for handle, state in zip(self.handles, saved["handles"], strict=True):
-                handle.load_state_dict(state)
-            self.monitor.load_state_dict(saved["monitor"])
+
+def _take_up(saved: dict[str, Any], handles: Sequence[Any], monitor: Any) -> None:
+    """What a saved state says of the interventions and the monitor."""
+    for handle, state in zip(handles, saved["handles"], strict=True):
+        handle.load_state_dict(state)
+    monitor.load_state_dict(saved["monitor"])
 
 
 def even_rows(n: int, most: int) -> Tensor:

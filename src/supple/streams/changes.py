@@ -133,9 +133,8 @@ class AsFloat:
 
     def __call__(self, inputs: Tensor, targets: Tensor, *, seed: int, task: int) -> tuple[Tensor, Tensor]:
         scale = [torch.tensor(v)[:, None, None] for v in (self.mean, self.deviation)]
-        floats = inputs.to(
-            torch.float32, copy=True
-        )  # the one copy: whole data sets come through here in every task
+        # one copy: whole data sets come through here in every task
+        floats = inputs.to(torch.float32, copy=True)
         floats.div_(255).sub_(scale[0]).div_(scale[1])
         return floats.flatten(1) if self.flat else floats, targets
 

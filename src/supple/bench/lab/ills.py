@@ -95,9 +95,14 @@ def _spread_(b: Tensor, w: Tensor) -> None:
 
 def _spectrum_(w: Tensor, shape: Callable[[Tensor], Tensor]) -> None:
     """Give a matrix another spectrum: singular vectors and Frobenius norm are kept."""
-    u, s, v = torch.linalg.svd(w.flatten(1), full_matrices=False)
+    u, s, v = torch.linalg.svd(w.flatten(1).to(_wide(w)), full_matrices=False)
     new = shape(s)
     w.copy_((u * (new * s.norm() / new.norm()) @ v).reshape(w.shape))
+
+
+def _wide(w: Tensor) -> torch.dtype:
+    """The precision of decompositions: there is none in bfloat16."""
+    return torch.promote_types(w.dtype, torch.float32)
 
 
 def signals(net: nn.Module, gate: nn.Module, x: Tensor) -> Tensor:
@@ -136,7 +141,7 @@ def repair_(net: nn.Module, ill: str, healthy: nn.Module, x: Tensor) -> None:
             if ill == "ordered":
                 w.mul_(fresh.norm() / w.norm())
         elif ill in ("grown", "saturated"):
-            norms = [torch.linalg.matrix_norm(m.flatten(1), 2) for m in (w, fresh)]
+            norms = [torch.linalg.matrix_norm(m.flatten(1).to(_wide(m)), 2) for m in (w, fresh)]
             w.mul_((norms[1] / norms[0]).clamp(max=1.0))
         elif ill in ("dead", "cloned"):
             ids = signals(net, gate, x).amax(1) <= 0 if ill == "dead" else _copies(w)
