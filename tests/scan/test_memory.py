@@ -72,7 +72,7 @@ def test_the_command_says_what_was_left_out(path: Path, capsys: pytest.CaptureFi
     assert main(["scan", str(path), "--memory", "0.01"]) == 0
     out = capsys.readouterr().out
     assert "not measured: 3 tensors" in out
-    assert "--memory allows 1 MiB" in out
+    assert "--memory allows 0.01 MiB" in out
 
 
 def test_a_file_that_can_only_be_read_whole_is_refused_by_its_size(tmp_path: Path) -> None:
