@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import supple
+from supple.cli.main import main
 from supple.scan import ScanReport, scan
 
 D = 24
@@ -166,6 +167,23 @@ def test_a_wrong_base_is_refused_by_name(
     assert not len(report.records)
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(report.failures[0].message)
+
+
+def test_modules_kept_whole_have_the_names_of_the_base_and_the_command_takes_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base_model(tmp_path / "base", "")
+    factors = pair("model.layers.0.q_proj", D, D, 4, 5)
+    factors["base_model.model.model.layers.0.up_proj.weight"] = draw(2 * D, D, seed=9)
+    factors["base_model.model.score.weight"] = draw(3, D, seed=8)
+    path = write(tmp_path / "r", factors, LORA)
+    report = scan([tmp_path / "base", path], base=tmp_path / "base")
+    layers = {r.layer for r in report.records.select(run="r")}
+    assert layers == {"layers.0.q_proj", "layers.0.up_proj", "score"}
+    assert main(["scan", str(path), "--base", str(tmp_path / "base")]) == 0
+    assert "base + 3 B·A" in capsys.readouterr().out
+    assert main(["scan", str(path)]) == 0
+    assert "LoRA product of rank at most 4; scaled by 3" in capsys.readouterr().out
 
 
 def test_a_base_of_the_same_shapes_is_known_by_its_checksum(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from supple.cli.main import main
 from supple.errors import InputError
 from supple.scan import scan, sources
 from supple.scan.memory import MIB, need
@@ -65,6 +66,13 @@ def test_what_would_go_over_is_estimated_or_left_out_with_the_reason(
     assert not scan(path, memory=4000).skipped
     assert scan(path, memory=short * 0.9, estimate=True).skipped[0].layer == "400.weight"
     assert len(scan(path, memory=short / 100).records) == 0
+
+
+def test_the_command_says_what_was_left_out(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["scan", str(path), "--memory", "0.01"]) == 0
+    out = capsys.readouterr().out
+    assert "not measured: 3 tensors" in out
+    assert "--memory allows 0.01 MiB" in out
 
 
 def test_a_file_that_can_only_be_read_whole_is_refused_by_its_size(tmp_path: Path) -> None:

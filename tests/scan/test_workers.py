@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from supple.cli.main import main
 from supple.errors import InputError
 from supple.processes import Died, spread
 from supple.scan import run, scan
@@ -56,7 +57,9 @@ def look_or_die(job: Job, tell: Callable[[int], None]) -> Seen:
     return look(job, tell)
 
 
-def test_a_scan_in_processes_equals_a_scan_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scan_in_processes_equals_a_scan_in_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     paths = []
     for i, name in enumerate(("a", "b", "fatal", "c")):
         g = torch.Generator().manual_seed(i)
@@ -76,6 +79,10 @@ def test_a_scan_in_processes_equals_a_scan_in_one(tmp_path: Path, monkeypatch: p
     assert [Path(f.path).name for f in report.failures] == ["bad.pt", "fatal.safetensors"]
     assert "died with exit code 9" in report.failures[1].message
     assert "fatal.safetensors" in report.failures[1].message
+    assert main(["scan", str(paths[0]), str(paths[1]), "--workers", "1"]) == 2
+    printed = capsys.readouterr()
+    assert "a.safetensors" in printed.out
+    assert "1 of 2 checkpoints were not read" in printed.err
     assert sorted(done) == [(run, i) for run in report.runs for i in (1, 2, 3)]
 
 

@@ -145,6 +145,13 @@ class Base:
             do="name the base that the adapter was trained on",
         )
 
+    def name_of(self, name: str) -> str:
+        """The base's name for a tensor that an adapter file keeps whole (``modules_to_save``)."""
+        try:
+            return self.entry(name.removesuffix(".weight")).name
+        except InputError:  # a new head: the base has none
+            return name.removeprefix(_PREFIX)
+
 
 def check_pair(pair: Pair, base: Base, config: Mapping[str, Any]) -> Entry:
     """The base weight that a product can be added to.

@@ -61,4 +61,4 @@ def mib(count: int) -> str:
     >>> mib(3 * 2**20)
     '3 MiB'
     """
-    return f"{math.ceil(count / MIB)} MiB"
+    return f"{count / MIB:.3g} MiB"

@@ -48,7 +48,8 @@ def matrices(
             if isinstance(allowed, Skipped):
                 yield allowed
             else:
-                for matrix in split(entry.name, entry.load(), entry.dtype, checkpoint.config):
+                name = base.name_of(entry.name) if base is not None and pairs else entry.name
+                for matrix in split(name, entry.load(), entry.dtype, checkpoint.config):
                     yield _told(matrix, allowed)
         elif len(entry.shape) >= 2:
             yield Skipped(entry.name, reason)
