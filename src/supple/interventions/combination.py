@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from supple.errors import AttachError, InputError
 from supple.interventions.base import Intervention
