@@ -262,3 +262,16 @@ def test_nothing_present_prescribes_nothing() -> None:
     assert "replay" in prescribe(forgot, PLAIN).note
     unexplained = [Finding(Mechanism.PLASTICITY_LOSS, PRESENT, 0.5)]
     assert "no mechanism" in prescribe(unexplained, PLAIN).note
+
+
+@pytest.mark.parametrize(
+    ("statuses", "words"),
+    [
+        ((Status.INVALID, Status.ABSENT), "the measurement is invalid: because"),
+        ((Status.INCONCLUSIVE, Status.NOT_MEASURED), "nothing could be decided"),
+        ((Status.ABSENT, Status.INCONCLUSIVE), "Nothing that was measured calls for a repair"),
+    ],
+)
+def test_only_what_was_found_absent_is_a_clean_bill(statuses: tuple[Status, ...], words: str) -> None:
+    findings = [Finding(m, s, reason="because") for m, s in zip(THREE, statuses, strict=False)]
+    assert words in prescribe(findings, PLAIN).note

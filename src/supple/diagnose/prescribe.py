@@ -52,7 +52,7 @@ def prescribe(findings: Sequence[Finding], architecture: Architecture) -> Prescr
         lines += _unexplained(architecture)
     if lines:
         lines += ceiling(architecture)
-    return Prescription(_primary_first(lines), _note(loss, ill, found.get(Mechanism.FORGETTING), present))
+    return Prescription(_primary_first(lines), _note(loss, ill, found.get(Mechanism.FORGETTING), findings))
 
 
 def _order(finding: Finding) -> tuple[bool, float]:
@@ -67,7 +67,7 @@ def _primary_first(lines: Iterable[PrescriptionLine]) -> tuple[PrescriptionLine,
 
 
 def _note(
-    loss: Finding | None, ill: Sequence[Finding], forgetting: Finding | None, present: Sequence[Finding]
+    loss: Finding | None, ill: Sequence[Finding], forgetting: Finding | None, findings: Sequence[Finding]
 ) -> str:
     forgot = forgetting is not None and forgetting.status is Status.PRESENT
     words = ""
@@ -80,12 +80,24 @@ def _note(
         )
     elif loss is not None and loss.status is Status.PRESENT:
         words = "Learning is lost, but no mechanism stands out: measure candidates with supple.trial."
-    elif not present:
-        words = "Nothing that was measured calls for a repair."
+    elif not any(f.status is Status.PRESENT for f in findings):
+        words = _nothing_found(findings)
     if forgot:
         words += " Forgetting is another matter: replay, or regularise towards the old solution; resets "
         words += "make it worse."
     return words.strip()
+
+
+def _nothing_found(findings: Sequence[Finding]) -> str:
+    """What it means that nothing is present: a clean bill only where something was found absent."""
+    broken = dict.fromkeys(f.reason for f in findings if f.status is Status.INVALID)
+    if broken:
+        return (
+            f"No prescription, for the measurement is invalid: {'; '.join(broken)}. Mend that and look again."
+        )
+    if any(f.status is Status.ABSENT for f in findings):
+        return "Nothing that was measured calls for a repair."
+    return "No prescription, for nothing could be decided; the findings say why."
 
 
 def dead_lines(finding: Finding, arch: Architecture) -> list[PrescriptionLine]:
