@@ -38,7 +38,7 @@ DOMAIN_ARMS = "full,fresh,restart,l2init,spectral,svf,lora"
 LAB = "wide"  # thresholds were fitted on the training half of `small`
 #: study, preset, seeds
 STUDY_PLAN = (
-    ("grama-vs-dormant", "small", 5), ("predicts", "demo", 3), ("rl-gym", "small", 5), ("rl-minatar", "small", 3),
+    ("grama-vs-dormant", "small", 5), ("predicts", "demo", 3), ("rl-gym", "small", 5), ("rl-minatar", "small", 5),
 )  # fmt: skip
 #: protocol, preset, methods, seeds; a name that ends in -iid is the shuffled control
 PLAN = (

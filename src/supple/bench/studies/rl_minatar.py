@@ -23,7 +23,8 @@ class RlMinatar(AgentStudy):
     description: ClassVar[str] = "double DQN on a chain of MinAtar games: plain, oracle, remedies (extra rl)"
     suite: ClassVar[tuple[str, ...]] = ("minatar-chain",)
     methods: ClassVar[tuple[str, ...]] = (
-        "plain", "fresh", "redo", "regrama", "cbp", "l2init", "layernorm", "cchain", "shrink_perturb",
+        "plain", "fresh", "redo", "regrama", "cbp", "l2init", "layernorm", "cchain", "crelu", "spectral",
+        "shrink_perturb", "trac",
     )  # fmt: skip
     in_oracles: ClassVar[bool] = True
     health: ClassVar[Mapping[str, tuple[str, str]]] = {
