@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from supple.errors import InputError
 from supple.streams.rl import ObservationOffset, VectorAcrobot, VectorCartPole, VectorEnv, VectorMountainCar
 
 ENVS = [VectorCartPole, VectorAcrobot, VectorMountainCar]
@@ -72,6 +73,12 @@ def test_bad_actions_are_refused() -> None:
     for bad in (np.array([0]), np.array([0, 2]), np.array([-1, 0])):
         with pytest.raises(ValueError, match="actions must be"):
             env.step(bad)
+
+
+def test_an_offset_of_no_scale_is_refused() -> None:
+    for scale in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(InputError, match="scale of the offsets"):
+            ObservationOffset(VectorCartPole(copies=2), scale=scale)
 
 
 def test_offset_is_constant_within_a_task_and_keyed() -> None:

@@ -15,12 +15,13 @@ import torch
 
 from supple.agents import Replay
 from supple.bench import RunSpec, methods, run, run_list
-from supple.bench.agent import AgentLearner
+from supple.bench.agent import AgentLearner, link, rewrites_at_boundary
 from supple.bench.protocols import PROTOCOLS, create
 from supple.bench.studies import RlMinatar
 from supple.cli import main
 from supple.cli.bench_choice import chosen
 from supple.errors import InputError
+from supple.interventions import CChain, Combination, ReGraMa, ShrinkAndPerturb
 from supple.interventions.cchain import CChainHandle
 from supple.store import load
 
@@ -171,6 +172,18 @@ def test_what_rewrites_the_network_at_the_boundary_renews_the_target_there(metho
     learner.start(1)
     assert not same(first, weights(learner.agent.net))
     assert same(weights(learner.agent.net), weights(learner.agent.target))
+
+
+def test_a_combination_serves_its_parts() -> None:
+    learner = begun()
+    cchain = CChain(kind="mse", coef=1.0, target=0.01)
+    rule = Combination([cchain, ReGraMa(every=5), ShrinkAndPerturb(every="boundary")])
+    handle = rule.attach(learner.model, learner.optimizers, inputs=learner.protocol.example())
+    link(handle, learner.agent)
+    assert learner.agent.on_loss == [handle.handles[0].observe_loss]
+    assert any(network is learner.agent.target for network in handle.handles[1]._followers)
+    assert rewrites_at_boundary(handle)
+    handle.detach()
 
 
 def test_the_loss_for_the_instruments_is_that_of_the_agent() -> None:

@@ -151,9 +151,9 @@ class PPO:
     ) -> None:
         self.env, self.config = env, config or PPOConfig()
         if self.config.steps_per_iteration % env.copies:
-            raise ValueError(
-                f"steps_per_iteration must be a multiple of the copies of the environment; found: "
-                f"{self.config.steps_per_iteration} and {env.copies}"
+            raise InputError(
+                "steps_per_iteration must be a multiple of the copies of the environment",
+                found=f"{self.config.steps_per_iteration} and {env.copies}",
             )
         self.generator = torch.Generator().manual_seed(seed)
         with torch.random.fork_rng(devices=[]):

@@ -17,6 +17,7 @@ from supple.bench.learner import Learner, TaskResult
 from supple.errors import InputError
 from supple.interventions import ShrinkAndPerturb
 from supple.interventions.cchain import CChainHandle
+from supple.interventions.combination import CombinationHandle
 from supple.interventions.fire import FIRE
 from supple.streams import generator
 
@@ -182,6 +183,10 @@ class AgentLearner(Learner):
 def link(handle: Handle, agent: Agent) -> None:
     """What an intervention has to do with an agent beside its network: C-CHAIN hears the loss; the target network
     has the same resets, and is copied anew after a change of all weights, which has no units to follow."""
+    if isinstance(handle, CombinationHandle):
+        for part in handle.handles:
+            link(part, agent)
+        return
     if isinstance(handle, CChainHandle):
         agent.on_loss.append(handle.observe_loss)
     if not isinstance(agent, DQN):
@@ -195,8 +200,9 @@ def link(handle: Handle, agent: Agent) -> None:
 
 def rewrites_at_boundary(handle: Handle) -> bool:
     """Whether it rewrote every weight of the network in the call that announced the task."""
-    rule = handle.intervention
-    return isinstance(rule, ALL_WEIGHTS) and rule.every == "boundary"
+    parts = handle.handles if isinstance(handle, CombinationHandle) else [handle]
+    rules = [part.intervention for part in parts]
+    return any(isinstance(rule, ALL_WEIGHTS) and rule.every == "boundary" for rule in rules)
 
 
 def _sync_after(handle: Handle, agent: DQN, every: Schedule) -> None:

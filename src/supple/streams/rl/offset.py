@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from supple.errors import InputError
 from supple.streams.rl.vector import Array, Step, VectorEnv
 
 
@@ -39,6 +40,8 @@ class ObservationOffset:
     """
 
     def __init__(self, env: VectorEnv, scale: float = 2.0, seed: int = 0) -> None:
+        if not 0.0 <= scale < float("inf"):
+            raise InputError("the scale of the offsets must be 0 or more", found=scale)
         self.env, self.scale, self.seed = env, scale, seed
         self.index = 0
 
@@ -65,7 +68,7 @@ class ObservationOffset:
     def task(self, index: int) -> None:
         """Switch to the given task; the next `reset` or `step` shows its offset."""
         if index < 0:
-            raise ValueError(f"a task index is 0 or more; found: {index}")
+            raise InputError("a task index is 0 or more", found=index)
         self.index = index
 
     def reset(self) -> Array:

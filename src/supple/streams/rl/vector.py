@@ -48,7 +48,7 @@ class VectorEnv(abc.ABC):
 
     def __init__(self, copies: int, limit: int, seed: int) -> None:
         if copies < 1 or limit < 1:
-            raise ValueError(f"copies and limit must be at least 1; found: {copies} and {limit}")
+            raise InputError("copies and limit must be at least 1", found=f"{copies} and {limit}")
         self.copies, self.limit = copies, limit
         self.rng = np.random.Generator(np.random.PCG64(seed))
         self.state = self._start(copies)
@@ -86,8 +86,9 @@ class VectorEnv(abc.ABC):
         """Apply one action per copy; finished copies restart at once."""
         actions = np.asarray(actions)
         if actions.shape != (self.copies,) or actions.min() < 0 or actions.max() >= self.actions:
-            raise ValueError(
-                f"actions must be {self.copies} integers in [0, {self.actions}); found: shape {actions.shape}"
+            raise InputError(
+                f"actions must be {self.copies} integers in [0, {self.actions})",
+                found=f"shape {actions.shape}",
             )
         reward, terminated = self._advance(actions)
         self.clock += 1
