@@ -17,6 +17,7 @@ from supple.errors import AttachError, InputError, SuppleError
 from supple.interventions.compensation import closure_of, compensation_of, hold, release, skips
 from supple.interventions.schedule import Schedule
 from supple.interventions.states import check_state, misfit
+from supple.shells import bare
 
 if TYPE_CHECKING:
     from supple.interventions.base import Intervention
@@ -27,10 +28,10 @@ STATE_VERSION = 1
 
 
 def optimizer_list(optimizer: Optimizers) -> list[Optimizer]:
-    """One optimizer or several, as a list; anything else is refused by type."""
+    """One optimizer or several, as a list without shells; anything else is refused by type."""
     several = isinstance(optimizer, Collection) and not isinstance(optimizer, str)
     given: list[object] = list(optimizer) if several else [optimizer]
-    items = [item for item in given if isinstance(item, Optimizer)]
+    items = [bare(item) for item in given if isinstance(item, Optimizer)]
     wrong = [type(item).__name__ for item in given if not isinstance(item, Optimizer)]
     if wrong or not items:
         raise InputError(

@@ -22,6 +22,7 @@ from supple.observe.reference import Reference, resolve
 from supple.observe.steps import GradientWatch, StepWatch, skipped
 from supple.observe.tasks import TaskProbes
 from supple.records import Record, Records
+from supple.shells import bare
 from supple.topology.graph import Topology
 from supple.topology.inputs import Forward
 
@@ -354,7 +355,7 @@ def _optimizers(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
     wrong = [type(x).__name__ for x in items if not isinstance(x, Optimizer)]
     if wrong or not items:
         raise InputError("optimizer must be a torch.optim.Optimizer or several", found=wrong or "none")
-    return items
+    return [bare(item) for item in items]
 
 
 def _tensors(state: dict[str, Any]) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from supple.observe.recurrent import recurrent_views
 from supple.observe.reference import Reference, resolve
 from supple.observe.views import NOT_TRACED, LayerView, layers_by_type
 from supple.records import Record, Records
+from supple.shells import bare
 from supple.status import Status
 from supple.topology.graph import Topology
 from supple.topology.inputs import Forward, call
@@ -193,9 +194,8 @@ def observe(
     (True, 'an output layer: its units are never scored')
     """
     model = unwrap(model)
-    optimizers = (
-        [] if optimizer is None else [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
-    )
+    given = [] if optimizer is None else [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    optimizers = [bare(item) for item in given]
     refuse_empty(model)
     checked = check_batch(batch)
     chosen = select(instruments)
