@@ -98,6 +98,10 @@ def _cat(args: Any, kwargs: Any, tagged: list, out: Tensor) -> list[tuple[Any, T
     start = 0
     by_id = {id(t): tag for _, t, tag in tagged}
     for part in args[0]:
+        if (
+            part.ndim != out.ndim
+        ):  # an empty vector, which torch.cat takes as nothing: a cache before its first step
+            continue
         tag = by_id.get(id(part))
         if tag is not None and tag.dim != dim:
             return [(out, None)]
