@@ -20,7 +20,7 @@ LAB_HEAD = (
     "",
     "Not blind: two rules of the diagnosis (copies of units, saturation counted by responses) were written after 23",
     "networks of the evaluation half had been seen, and the zone of indifference of step 0 (a loss of 3 to 10 %) after",
-    "all of it had been judged once. Step 0 had 30 s of wall time a network and a core of its own.",
+    "all of it had been judged once. Step 0 had 30 s of wall time a network, one or two networks at a time on two cores, at times beside other work.",
     "",
     "What it does not hold: policies, large networks, other data than digits; one seed a case (`wide`: two, ten of a",
     "healthy control), six references and three tasks, so that one truth is itself uncertain, most of all near a loss",
