@@ -87,7 +87,7 @@ def test_a_scan_in_processes_equals_a_scan_in_one(
 
 
 SCRIPT = """
-import sys, time
+import signal, sys, time
 from supple.processes import spread
 
 def work(job, tell):
@@ -95,6 +95,7 @@ def work(job, tell):
     time.sleep(60)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with it ignored
     spread(work, [1, 2], 2, lambda place, told: print(told, flush=True))
 """
 
