@@ -11,7 +11,7 @@ from torch.nn import functional as nnf
 
 import supple
 from supple.interventions import Combination, L2Init, ReGraMa
-from supple.shells import bare
+from supple.stepping import bare
 
 accelerate = pytest.importorskip("accelerate")
 

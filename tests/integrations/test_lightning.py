@@ -137,7 +137,7 @@ def test_what_cannot_work_is_refused_by_name(tmp_path: Path) -> None:
         fit([callback(interventions=[L2Init()])], tmp_path, kind="lbfgs")
     with pytest.raises(InputError, match="nothing has been observed"):
         _ = callback().records
-    with pytest.raises(InputError, match="training has not started"):
+    with pytest.raises(InputError, match="nothing has been observed"):
         callback().task("b")
 
 

@@ -10,7 +10,7 @@ import torch
 from tests.reference.adam_per_element import ElementAdam
 from torch import Tensor
 
-from supple.interventions import compensation
+from supple.interventions import young
 from supple.interventions.compensation import compensation_of, hold, load_state, release, state_of
 from supple.interventions.slices import Slice, along
 
@@ -19,7 +19,7 @@ from supple.interventions.slices import Slice, along
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small parameters are moved as a whole, large ones slice by slice."""
     if request.param == "slices":
-        monkeypatch.setattr(compensation, "_WHOLE", {"cpu": 0})
+        monkeypatch.setattr(young, "_WHOLE", {"cpu": 0})
 
 
 VARIANTS = [

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from supple.errors import InputError, OptimizerRuleError
 from supple.fresh import ADAM, OptimizerRule, register_rule, rule_for
 from supple.fresh.optimizers import _RULES
-from supple.interventions import compensation
+from supple.interventions import young
 from supple.interventions.compensation import compensation_of
 from supple.interventions.slices import Slice
 
@@ -116,7 +116,7 @@ def test_a_reset_slice_moves_as_under_a_fresh_optimizer_and_all_others_as_withou
 ) -> None:
     plain = _run(cls, kw, None)
     for where, limit in ((ROWS, 1 << 15), (COLUMNS, 0)):
-        monkeypatch.setattr(compensation, "_WHOLE", {"cpu": limit})
+        monkeypatch.setattr(young, "_WHOLE", {"cpu": limit})
         got = _run(cls, kw, where)
         bound = 1e-9 if cls is optim.NAdam else 1e-12  # its mu_product is a float32 number in PyTorch
         assert (got[where.at] - _fresh(cls, kw, where)).abs().max() < bound

@@ -15,13 +15,13 @@ from typing import Any
 
 from torch import Tensor
 
-from supple.errors import InputError
 from supple.integrations._need import need
+from supple.integrations._watch import Watching, attach, state_of
 
 _base: Any = need("lightning.pytorch", "lightning").Callback
 
 
-class SuppleCallback(_base):  # type: ignore[misc]
+class SuppleCallback(Watching, _base):  # type: ignore[misc]
     """Attach a `supple.Monitor` and interventions to a Lightning run.
 
     Args:
@@ -39,6 +39,8 @@ class SuppleCallback(_base):  # type: ignore[misc]
         AttachError: an optimizer that evaluates its closure more than once in a step (LBFGS).
         InputError: a checkpoint of other interventions.
     """
+
+    starts = "trainer.fit()"
 
     def __init__(
         self,
@@ -59,7 +61,7 @@ class SuppleCallback(_base):  # type: ignore[misc]
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         import supple
 
-        self.monitor = supple.Monitor(
+        monitor = supple.Monitor(
             pl_module,
             list(trainer.optimizers),
             probe=self.probe,
@@ -68,15 +70,12 @@ class SuppleCallback(_base):  # type: ignore[misc]
             instruments=self.instruments,
             sinks=self.sinks,
         )
-        inputs = self.probe[0]
-        self.handles = [
-            i.attach(pl_module, list(trainer.optimizers), inputs=inputs) for i in self.interventions
-        ]
+        inputs, optimizers = self.probe[0], list(trainer.optimizers)
+        self.handles = attach(monitor, self.interventions, pl_module, optimizers, inputs, self._saved)
+        self.monitor = monitor
+        self._saved = None
         for handle in self.handles:
             handle.inside_closures()
-        if self._saved is not None:
-            self._load(self._saved)
-            self._saved = None
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         for handle in self.handles:
@@ -88,41 +87,10 @@ class SuppleCallback(_base):  # type: ignore[misc]
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         self.detach()
 
-    @property
-    def records(self) -> Any:
-        """The measurements so far."""
-        if self.monitor is None:
-            raise InputError("nothing has been observed yet", do="call trainer.fit() first")
-        return self.monitor.records
-
-    def task(self, name: str) -> None:
-        """Announce a task boundary."""
-        if self.monitor is None:
-            raise InputError("training has not started", do="call task() after trainer.fit has begun")
-        for item in (self.monitor, *self.handles):
-            item.task(name)
-
-    def detach(self) -> None:
-        """Remove every hook."""
-        for item in (self.monitor, *self.handles):
-            if item is not None:
-                item.detach()
-
     def state_dict(self) -> dict[str, Any]:
         if self.monitor is None:
             return {} if self._saved is None else self._saved
-        return {"monitor": self.monitor.state_dict(), "handles": [h.state_dict() for h in self.handles]}
+        return state_of(self.monitor, self.handles)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._saved = dict(state) or None
-
-    def _load(self, state: dict[str, Any]) -> None:
-        if len(state["handles"]) != len(self.handles):
-            raise InputError(
-                "the checkpoint has the state of other interventions",
-                found=[h["name"] for h in state["handles"]] or "none",
-                do=f"this callback has {[i.name for i in self.interventions] or 'none'}",
-            )
-        self.monitor.load_state_dict(state["monitor"])
-        for handle, saved in zip(self.handles, state["handles"], strict=True):
-            handle.load_state_dict(saved)

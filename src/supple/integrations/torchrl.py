@@ -10,7 +10,6 @@ attach `supple.Monitor` and interventions to the network and the optimizer as an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from supple.errors import InputError
+from supple.integrations._watch import attach, state_of, take_up
 
 STATE_VERSION = 1
 
@@ -101,11 +101,7 @@ class SuppleHook:
         """State of the monitor and the handles; empty before the first batch."""
         if self.monitor is None:
             return {}
-        return {
-            "version": STATE_VERSION,
-            "monitor": self.monitor.state_dict(),
-            "handles": [handle.state_dict() for handle in self.handles],
-        }
+        return {"version": STATE_VERSION, **state_of(self.monitor, self.handles)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore; taken up at once, or at the first batch."""
@@ -116,7 +112,7 @@ class SuppleHook:
         if self.monitor is None:
             self._saved = dict(state)
         else:
-            _take_up(state, self.handles, self.monitor)
+            take_up(state, self.monitor, self.handles)
 
     def _probe(self, batch: Any) -> tuple[Tensor, Tensor]:
         flat = batch.reshape(-1)
@@ -142,23 +138,10 @@ class SuppleHook:
             forward=self.forward,
             sinks=self.sinks,
         )
-        handles: list[Any] = []
-        with ExitStack() as undo:  # where one refuses, nothing stays attached
-            undo.callback(monitor.detach)
-            for intervention in self.interventions:
-                handles.append(intervention.attach(self.network, self.optimizer, inputs=probe[0]))
-                undo.callback(handles[-1].detach)
-            if self._saved is not None:  # a state that does not fit leaves nothing attached, and stays
-                _take_up(self._saved, handles, monitor)
-            undo.pop_all()
-        self.monitor, self.handles, self._saved = monitor, handles, None
-
-
-def _take_up(saved: dict[str, Any], handles: Sequence[Any], monitor: Any) -> None:
-    """What a saved state says of the interventions and the monitor."""
-    for handle, state in zip(handles, saved["handles"], strict=True):
-        handle.load_state_dict(state)
-    monitor.load_state_dict(saved["monitor"])
+        self.handles = attach(
+            monitor, self.interventions, self.network, self.optimizer, probe[0], self._saved
+        )
+        self.monitor, self._saved = monitor, None
 
 
 def even_rows(n: int, most: int) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from supple.errors import InputError
 from supple.integrations._need import need
+from supple.integrations._watch import Watching, attach, state_of
 
 _base: Any = need("transformers", "llm").TrainerCallback
 STATE_FILE = "supple.pt"
@@ -44,7 +45,7 @@ def token_loss(outputs: Tensor, labels: Tensor) -> Tensor:
     return nn.functional.mse_loss(outputs.squeeze(-1).float(), labels)
 
 
-class SuppleCallback(_base):  # type: ignore[misc]
+class SuppleCallback(Watching, _base):  # type: ignore[misc]
     """Attach a `supple.Monitor` and interventions to a Trainer run.
 
     Args:
@@ -58,6 +59,8 @@ class SuppleCallback(_base):  # type: ignore[misc]
 
     Attributes ``monitor``, ``handles`` and, after training, ``records`` are readable.
     """
+
+    starts = "trainer.train()"
 
     def __init__(
         self,
@@ -81,7 +84,7 @@ class SuppleCallback(_base):  # type: ignore[misc]
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's shell around the real one
         inputs, labels = self._find(kwargs.get("eval_dataloader") or kwargs.get("train_dataloader"), args)
-        self.monitor = supple.Monitor(
+        monitor = supple.Monitor(
             model,
             optimizer,
             probe=(inputs, labels),
@@ -91,48 +94,20 @@ class SuppleCallback(_base):  # type: ignore[misc]
             forward=logits,
             sinks=self.sinks,
         )
-        self.handles = [i.attach(model, optimizer, inputs=inputs) for i in self.interventions]
-        saved = Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE_FILE
-        if state.global_step and saved.exists():
-            self._load(torch.load(saved, weights_only=True))
+        file = Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE_FILE
+        saved = torch.load(file, weights_only=True) if state.global_step and file.exists() else None
+        self.handles = attach(monitor, self.interventions, model, optimizer, inputs, saved)
+        self.monitor = monitor
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.monitor is None:
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if folder.is_dir():
-            content = {
-                "monitor": self.monitor.state_dict(),
-                "handles": [h.state_dict() for h in self.handles],
-            }
-            torch.save(content, folder / STATE_FILE)
+            torch.save(state_of(self.monitor, self.handles), folder / STATE_FILE)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.detach()
-
-    @property
-    def records(self) -> Any:
-        """The measurements so far."""
-        if self.monitor is None:
-            raise InputError("nothing has been observed yet", do="call trainer.train() first")
-        return self.monitor.records
-
-    def task(self, name: str) -> None:
-        """Announce a new fine-tuning round."""
-        for item in (self.monitor, *self.handles):
-            if item is not None:
-                item.task(name)
-
-    def detach(self) -> None:
-        """Remove every hook."""
-        for item in (self.monitor, *self.handles):
-            if item is not None:
-                item.detach()
-
-    def _load(self, state: dict[str, Any]) -> None:
-        self.monitor.load_state_dict(state["monitor"])
-        for handle, saved in zip(self.handles, state["handles"], strict=True):
-            handle.load_state_dict(saved)
 
     def _find(self, loader: Any, args: Any) -> tuple[dict[str, Any], Tensor]:
         """The probe on the training device: the given one, or the first rows of a data set."""

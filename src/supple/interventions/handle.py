@@ -14,10 +14,10 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from supple.errors import AttachError, InputError, SuppleError
-from supple.interventions.compensation import closure_of, compensation_of, hold, release, skips
+from supple.interventions.compensation import compensation_of, hold, release
 from supple.interventions.schedule import Schedule
 from supple.interventions.states import check_state, misfit
-from supple.shells import bare
+from supple.stepping import bare, closure_of, skips
 
 if TYPE_CHECKING:
     from supple.interventions.base import Intervention

@@ -19,10 +19,10 @@ from supple.observe.lags import ChurnWatch
 from supple.observe.ledger import Ledger, Sink
 from supple.observe.probe import LossFn, Observation, observe
 from supple.observe.reference import Reference, resolve
-from supple.observe.steps import GradientWatch, StepWatch, skipped
+from supple.observe.steps import GradientWatch, StepWatch
 from supple.observe.tasks import TaskProbes
 from supple.records import Record, Records
-from supple.shells import bare
+from supple.stepping import bare, closure_of, skips
 from supple.topology.graph import Topology
 from supple.topology.inputs import Forward
 
@@ -259,7 +259,7 @@ class Monitor:
         number = self._number(optimizer)
         if number == 0 and self._due(self.step + 1):
             self._pending = set(range(len(self.optimizers)))
-        closure = kwargs.get("closure") or next((a for a in args if callable(a)), None)
+        closure = closure_of(args, kwargs)
         if number in self._pending:
             self._watches[number].before(closure is not None)
         if number == 0 and _is_due(self.gradients_every, self.step + 1):
@@ -267,7 +267,7 @@ class Monitor:
         step, numbers = self._asked
         if number in numbers:
             numbers.discard(number)
-            if closure is None and not skipped(optimizer):
+            if closure is None and not skips(optimizer):
                 rows = self._gradients[number].rows(self.topology, step, self._tasks.name)
                 if number in self._pending:  # the look at the step has the pooled one
                     rows = [r for r in rows if r.layer != "*"]
@@ -275,7 +275,7 @@ class Monitor:
 
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         number = self._number(optimizer)
-        if skipped(optimizer):
+        if skips(optimizer):
             self._watches[number].forget()
             return
         if number == 0:

@@ -21,8 +21,8 @@ from supple.observe.recurrent import recurrent_views
 from supple.observe.reference import Reference, resolve
 from supple.observe.views import NOT_TRACED, LayerView, layers_by_type
 from supple.records import Record, Records
-from supple.shells import bare
 from supple.status import Status
+from supple.stepping import bare
 from supple.topology.graph import Topology
 from supple.topology.inputs import Forward, call
 from supple.topology.parameters import refuse_empty

@@ -19,12 +19,6 @@ from supple.topology.taps import plain_name
 _LONG = 2**20  # entries beyond which one float32 sum loses digits
 
 
-def skipped(optimizer: Optimizer) -> bool:
-    """True where a fused optimizer under a GradScaler was told to make no update (overflow)."""
-    found = getattr(optimizer, "found_inf", None)
-    return isinstance(found, Tensor) and bool(found.item())
-
-
 class StepWatch:
     """One optimizer's due steps: a snapshot before, ratios after. The snapshot lives for that step only.
 
