@@ -85,6 +85,26 @@ def test_the_list_is_checked_before_anything_is_computed(tmp_path: Path) -> None
         run_list([tiny()], tmp_path, workers=-1)
 
 
+def test_runs_of_other_settings_are_not_mixed_into_a_folder(tmp_path: Path) -> None:
+    assert run_list([tiny(tasks=2), tiny(tasks=2, method="fresh")], tmp_path, workers=0, measure=weigh).ok
+    before = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
+    with pytest.raises(StoreError, match=r"other settings in this folder; found: tasks 2 and 3"):
+        run_list([tiny(tasks=3, method="linear")], tmp_path, workers=0, measure=weigh)
+    assert {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()} == before
+    run(
+        tiny(tasks=3, method="linear"), tmp_path, measure=weigh
+    )  # the engine alone knows nothing of its neighbours
+    with pytest.raises(StoreError, match="different settings cannot be compared; found: tasks"):
+        collect(tmp_path)
+
+
+def test_one_run_in_two_places_is_not_counted_twice(tmp_path: Path) -> None:
+    for place in "ab":
+        run(tiny(tasks=2), tmp_path / place, measure=weigh)
+    with pytest.raises(StoreError, match="is there twice"):
+        collect(tmp_path)
+
+
 def test_collect_summarises_and_names_what_it_leaves_out(tmp_path: Path) -> None:
     run_list([tiny(method=m, seed=s) for s in (0, 1) for m in ("plain", "fresh")], tmp_path, workers=0)
     with pytest.raises(KeyboardInterrupt):

@@ -13,9 +13,9 @@ from typing import Literal
 from supple.bench.cohort import rhythm, run_cohort, supports
 from supple.bench.loop import run
 from supple.bench.rows import Measure
-from supple.bench.spec import RunSpec
-from supple.errors import InputError
-from supple.store import Run
+from supple.bench.spec import RunSpec, different
+from supple.errors import InputError, StoreError
+from supple.store import Run, load
 
 #: seconds a new worker waits for one that is still letting go of the folder; an NFS server frees what a dead node
 #: held when its lease ends, after 90 s as a rule
@@ -52,7 +52,8 @@ def plan(specs: Sequence[RunSpec], root: str | Path) -> tuple[list[Path], set[in
     """The folders of a run list, and the places of the runs that are finished.
 
     Raises:
-        InputError: two runs with one folder. StoreError: a folder with another run.
+        InputError: two runs with one folder. StoreError: a folder with another run, or beside runs of
+            the same protocol with other settings.
     """
     folders = [spec.folder(root) for spec in specs]
     finished = {i for i, spec in enumerate(specs) if Run.check(folders[i], spec.manifest())}
@@ -60,7 +61,26 @@ def plan(specs: Sequence[RunSpec], root: str | Path) -> tuple[list[Path], set[in
         raise InputError(
             "two runs of the list have the same folder", do="give each protocol, method and seed once"
         )
+    _one_setting(specs, root)
     return folders, finished
+
+
+def _one_setting(specs: Sequence[RunSpec], root: str | Path) -> None:
+    """Runs of one protocol below one folder are compared with one another, so they must have one setting."""
+    for label, protocol in {s.protocol.label: s.protocol for s in specs}.items():
+        own = protocol.to_dict()
+        for path in sorted((Path(root) / label).glob("*/seed-*/manifest.json")):
+            try:
+                other = load(path.parent).manifest["run"]["protocol"]
+            except StoreError:
+                continue  # a damaged run is named by the report
+            if found := different(other, own):
+                raise StoreError(
+                    f"there are runs of {label} with other settings in this folder",
+                    found=f"{found} (there and here)",
+                    where=str(path.parent),
+                    do="give these runs a folder of their own (--out)",
+                )
 
 
 def jobs(specs: Sequence[RunSpec], todo: Iterable[int]) -> list[Job]:

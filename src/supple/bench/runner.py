@@ -43,9 +43,9 @@ def run_list(
     >>> run_list([], "runs").ok
     True
     """
-    folders, finished = plan(specs, root)
     if workers < 0:
         raise InputError("workers cannot be negative", found=workers)
+    folders, finished = plan(specs, root)
     board = Board(specs, finished, progress)
     todo = deque(jobs(specs, (i for i in range(len(specs)) if i not in finished)))
     if workers == 0:

@@ -100,3 +100,21 @@ def grid(
     if isinstance(protocol, str):
         protocol = protocols.create(protocol, preset)
     return [RunSpec(protocol=protocol, method=n, seed=s, **options) for s in seeds for n in names]
+
+
+def different(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """The first setting in which two descriptions of a protocol differ, in words; empty where they agree.
+
+    A setting that only one of them names is none: runs of earlier versions lack what was added since.
+
+    >>> different({"tasks": 3, "lr": 0.1}, {"tasks": 4, "batch": 8})
+    'tasks 3 and 4'
+    """
+    for key in sorted(one.keys() & other.keys()):
+        a, b = one[key], other[key]
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            if inside := different(a, b):
+                return f"{key}: {inside}"
+        elif a != b:
+            return f"{key} {a} and {b}"
+    return ""

@@ -16,6 +16,7 @@ from supple.bench import methods, statistics
 from supple.bench.cohort.engine import COHORTS
 from supple.bench.kept import forgotten, stability
 from supple.bench.rows import curve, metric_of
+from supple.bench.spec import different
 from supple.bench.statistics import Estimate, Paired
 from supple.errors import StoreError
 from supple.store import StoredRun, load
@@ -188,10 +189,11 @@ def stored_runs(root: str | Path) -> tuple[dict[tuple[str, str], dict[int, Store
     The folder of a run has ``manifest.json``; where it lies below ``root`` does not matter.
 
     Raises:
-        StoreError: nothing there.
+        StoreError: nothing there; runs of one protocol with different settings, or one run twice.
     """
     runs: dict[tuple[str, str], dict[int, StoredRun]] = {}
     left_out: dict[str, str] = {}
+    settings: dict[str, tuple[str, Mapping[str, Any]]] = {}
     for manifest in sorted(Path(root).rglob("manifest.json")):
         name = str(manifest.parent.relative_to(root))
         if manifest.parent.parent.name == COHORTS:  # where a cohort works; its runs have folders of their own
@@ -205,7 +207,20 @@ def stored_runs(root: str | Path) -> tuple[dict[tuple[str, str], dict[int, Store
             left_out[name] = "not finished"
             continue
         about = stored.manifest["run"]
-        runs.setdefault((about["protocol"]["name"], about["method"]), {})[about["seed"]] = stored
+        label, method, seed = about["protocol"]["name"], about["method"], about["seed"]
+        first = settings.setdefault(label, (name, about["protocol"]))
+        if found := different(first[1], about["protocol"]):
+            raise StoreError(
+                f"runs of {label} with different settings cannot be compared",
+                found=f"{found} ({first[0]} and {name})",
+                where=str(root),
+                do="report the folder of each by itself",
+            )
+        same = runs.setdefault((label, method), {})
+        if seed in same:
+            raise StoreError(f"{label}, {method}, seed {seed} is there twice", found=name, where=str(root),
+                             do="report the folder of each by itself")  # fmt: skip
+        same[seed] = stored
     if not runs and not left_out:
         raise StoreError("there are no runs here", where=str(root))
     return runs, left_out
