@@ -59,7 +59,7 @@ def test_a_search_goes_on_where_it_stopped_and_reports_on_other_seeds(tmp_path: 
     assert set(found.settings) == {"lr", "coef"}
     folder = tmp_path / "digits-permuted" / "l2"
     about = load(folder / "trial-0/digits-permuted/l2" / f"seed-{TUNING}").manifest["run"]
-    assert about["protocol"]["lr"] == pytest.approx(3e-3)  # trial 0 is the default
+    assert about["method_settings"]["lr"] == pytest.approx(3e-3)  # trial 0 is the default
     assert about["method_settings"]["coef"] == pytest.approx(5e-3)
     (best,) = (folder / "tuned").iterdir()
     assert sorted(p.name for p in (best / "digits-permuted/l2").iterdir()) == ["seed-0", "seed-1"]

@@ -60,7 +60,9 @@ class Search:
     ) -> None:
         self.protocol, self.method, self.folder = protocol, method, folder
         self.seeds, self.workers = seeds, workers
-        self.dials = {**RATE, **SPACES.get(method, {})}
+        # a method that the protocol gives the form of a combination has no setting of that name
+        whole = "parts" not in methods.get(method).settings_in(protocol)
+        self.dials = {**RATE, **(SPACES.get(method, {}) if whole else {})}
 
     def study(self) -> optuna.Study:
         """The study of this folder, made at its first use with the defaults as its first trial.
@@ -102,8 +104,8 @@ class Search:
 
     def defaults(self) -> dict[str, float]:
         """What the dials stand at without a search, as far as the method says."""
-        own = methods.get(self.method).settings_in(self.protocol)
-        found = {"lr": self.protocol.lr, **{k: v for k, v in own.items() if k in self.dials}}
+        own = {"lr": self.protocol.lr, **methods.get(self.method).settings_in(self.protocol)}
+        found = {k: v for k, v in own.items() if k in self.dials}
         return {k: min(max(float(v), self.dials[k].low), self.dials[k].high) for k, v in found.items()}
 
     def trial(self, study: optuna.Study) -> float:
@@ -136,9 +138,9 @@ class Search:
 
     def areas(self, settings: Mapping[str, float], seeds: Sequence[int], root: Path) -> list[float]:
         """Area under the plasticity curve by seed; {} are the defaults."""
-        own = {k: v for k, v in settings.items() if k != "lr"}
-        protocol = dataclasses.replace(self.protocol, lr=settings.get("lr", self.protocol.lr))
-        specs = [RunSpec(protocol=protocol, method=self.method, seed=s, settings=own) for s in seeds]
+        specs = [
+            RunSpec(protocol=self.protocol, method=self.method, seed=s, settings=settings) for s in seeds
+        ]
         outcome = run_list(with_engine(specs, "auto"), root, workers=min(self.workers, len(specs)))
         if not outcome.ok:
             label, trace = next(iter(outcome.errors.items()))
