@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from supple.cli.diagnose import check_target
+from supple.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class BenchTune:
         from supple.cli.train import cores
 
         check_target(self.json)
+        if self.workers is not None and self.workers < 1:
+            raise InputError("--workers must be at least 1", found=self.workers)
         changed = {} if self.tasks is None else {"tasks": self.tasks}
         protocol = protocols.create(self.protocol, self.preset, **changed)
         protocol.check()
