@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from supple.checksum import checksum
 from supple.errors import AttachError, StoreError
+from supple.layouts import linear_weight
 
 
 class LinearAdapter(nn.Module, abc.ABC):
@@ -21,7 +22,7 @@ class LinearAdapter(nn.Module, abc.ABC):
     an output (`_added`) and to a weight (`delta`), and calls `_install` at the end of its ``__init__``.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Linear]) -> None:
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.layers = dict(layers)  # a plain dict: the base model is not a part of the adapter
         self.names = list(layers)
@@ -79,10 +80,10 @@ class LinearAdapter(nn.Module, abc.ABC):
         """Write the adapted weights into the base model; the base weights are kept for `unmerge`."""
         if self._merged is not None:
             raise AttachError("the adapter is merged already", do="call unmerge() first")
-        new = {n: layer.weight.float() + self.delta(n) for n, layer in self.layers.items()}
-        self._merged = {n: layer.weight.detach().clone() for n, layer in self.layers.items()}
+        new = {n: _wide(linear_weight(layer)) + self.delta(n) for n, layer in self.layers.items()}
+        self._merged = {n: linear_weight(layer).detach().clone() for n, layer in self.layers.items()}
         for name, layer in self.layers.items():
-            layer.weight.copy_(new[name])
+            linear_weight(layer).copy_(new[name])
 
     @torch.no_grad()
     def unmerge(self) -> None:
@@ -90,7 +91,7 @@ class LinearAdapter(nn.Module, abc.ABC):
         if self._merged is None:
             raise AttachError("the adapter is not merged", do="call merge() first")
         for name, layer in self.layers.items():
-            layer.weight.copy_(self._merged[name])
+            linear_weight(layer).copy_(self._merged[name])
         self._merged = None
 
     def detach(self) -> None:
@@ -104,7 +105,7 @@ class LinearAdapter(nn.Module, abc.ABC):
 
     # -- the base model on disk -------------------------------------------------------------------
     def _base(self, name: str) -> Tensor:
-        return self.layers[name].weight if self._merged is None else self._merged[name]
+        return linear_weight(self.layers[name]) if self._merged is None else self._merged[name]
 
     def _sums(self) -> dict[str, str]:
         """What a file says of the base weights it fits."""
@@ -119,3 +120,8 @@ class LinearAdapter(nn.Module, abc.ABC):
                 where=name,
                 do="load the base model it was trained on",
             )
+
+
+def _wide(weight: Tensor) -> Tensor:
+    """In float32, or better where it is."""
+    return weight.to(torch.promote_types(weight.dtype, torch.float32))
