@@ -135,9 +135,10 @@ class Summary:
         lines = []
         for protocol in dict.fromkeys(r.protocol for r in self.rows):
             rows = sorted((r for r in self.rows if r.protocol == protocol), key=lambda r: -r.last.value)
+            wide = max(18, *(len(r.method) for r in rows))
             lines += [
                 protocol,
-                f"{'method':<18}{'n':>3}{'first':>7}{'last tenth':>21}{'minus fresh':>23}{'onset':>8}",
+                f"{'method':<{wide}}{'n':>3}{'first':>7}{'last tenth':>21}{'minus fresh':>23}{'onset':>8}",
             ]
             digits = _digits(rows)
             for r in rows:
@@ -146,7 +147,7 @@ class Summary:
                 )
                 first = f"{r.first.value:.{digits}f}"
                 lines.append(
-                    f"{r.method:<18}{len(r.seeds):>3}{first:>7}{_short(r.last, digits):>21}{fresh:>23}"
+                    f"{r.method:<{wide}}{len(r.seeds):>3}{first:>7}{_short(r.last, digits):>21}{fresh:>23}"
                     f"{'' if r.against_fresh is None else r.lost_from.partition(' ')[0]:>8}".rstrip()
                 )
             lines += [f"onset of {r.method}: task {r.lost_from}" for r in rows if r.onset]

@@ -21,6 +21,20 @@ def widths(text: str) -> dict[str, Any]:
     return {"hidden": found, "variant": "layers-" + "-".join(map(str, found))}
 
 
+def names(text: str) -> list[str]:
+    """``--methods``: names separated by commas, spaces around them or not; each once.
+
+    Raises:
+        InputError: no name, or one twice.
+    """
+    found = [name for part in text.split(",") if (name := part.strip())]
+    if not found:
+        raise InputError("--methods takes names separated by commas", found=repr(text))
+    if twice := sorted({n for n in found if found.count(n) > 1}):
+        raise InputError("a method is named twice", found=", ".join(twice), do="name each once")
+    return found
+
+
 def changes(asked: BenchRun) -> dict[str, Any]:
     """What ``--tasks``, ``--optimizer`` and ``--layers`` change of a preset; the last two are in the run's name."""
     found: dict[str, Any] = {k: v for k in ("tasks", "optimizer") if (v := getattr(asked, k)) is not None}
@@ -43,17 +57,17 @@ def chosen(protocol: Protocol, wanted: str) -> list[str]:
 
     kept: list[str] = []
     refused: dict[str, list[str]] = {}
-    for name in list(methods.METHODS) if wanted == "all" else wanted.split(","):
+    for name in list(methods.METHODS) if wanted.strip() == "all" else names(wanted):
         try:
             methods.get(name).check(protocol)
         except InputError as error:
-            if wanted != "all":
+            if wanted.strip() != "all":
                 raise
             refused.setdefault(error.what, []).append(name)
         else:
             kept.append(name)
-    for why, names in refused.items():
-        note(f"left out: {', '.join(names)}: {why}")
+    for why, some in refused.items():
+        note(f"left out: {', '.join(some)}: {why}")
     if protocol.hidden_boundaries:
         _tell_rhythm(protocol, kept)
     return kept

@@ -55,8 +55,9 @@ class Scan:
 
         if not self.checkpoints:
             raise InputError("no checkpoint was named", do="supple scan CKPT [CKPT …]")
-        for target in (self.json, self.html, self.parquet):
-            check_target(target)
+        check_target(self.json)
+        for target in (self.html, self.parquet):
+            check_target(target, stdout=False)
         if self.parquet is not None:
             need("pyarrow", "bench")
         report = self._measure()

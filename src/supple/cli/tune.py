@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from supple.cli.diagnose import check_target
+from supple.cli.diagnose import check_folder, check_target
 from supple.errors import InputError
 
 
@@ -41,6 +41,7 @@ class BenchTune:
         from supple.cli.train import cores
 
         check_target(self.json)
+        check_folder(self.out)
         if self.workers is not None and self.workers < 1:
             raise InputError("--workers must be at least 1", found=self.workers)
         changed = {} if self.tasks is None else {"tasks": self.tasks}
