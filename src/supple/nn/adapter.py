@@ -81,7 +81,7 @@ class LinearAdapter(nn.Module, abc.ABC):
         if self._merged is not None:
             raise AttachError("the adapter is merged already", do="call unmerge() first")
         new = {n: _wide(linear_weight(layer)) + self.delta(n) for n, layer in self.layers.items()}
-        self._merged = {n: linear_weight(layer).detach().clone() for n, layer in self.layers.items()}
+        self._merged = {n: stored(layer).detach().clone() for n, layer in self.layers.items()}
         for name, layer in self.layers.items():
             linear_weight(layer).copy_(new[name])
 
@@ -91,7 +91,7 @@ class LinearAdapter(nn.Module, abc.ABC):
         if self._merged is None:
             raise AttachError("the adapter is not merged", do="call merge() first")
         for name, layer in self.layers.items():
-            linear_weight(layer).copy_(self._merged[name])
+            stored(layer).copy_(self._merged[name])
         self._merged = None
 
     def detach(self) -> None:
@@ -105,7 +105,7 @@ class LinearAdapter(nn.Module, abc.ABC):
 
     # -- the base model on disk -------------------------------------------------------------------
     def _base(self, name: str) -> Tensor:
-        return linear_weight(self.layers[name]) if self._merged is None else self._merged[name]
+        return stored(self.layers[name]) if self._merged is None else self._merged[name]
 
     def _sums(self) -> dict[str, str]:
         """What a file says of the base weights it fits."""
@@ -120,6 +120,11 @@ class LinearAdapter(nn.Module, abc.ABC):
                 where=name,
                 do="load the base model it was trained on",
             )
+
+
+def stored(layer: nn.Module) -> Tensor:
+    """The weight in the layout of its file, of which the checksum is."""
+    return layer.get_parameter("weight")
 
 
 def _wide(weight: Tensor) -> Tensor:
