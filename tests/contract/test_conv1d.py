@@ -209,7 +209,9 @@ def test_adapters_take_it(adapt: Any, tmp_path: Path) -> None:
     first.save(tmp_path / "adapter")
     adapt(copy.deepcopy(base_model), ["c_fc", "c_attn"], **more).load(tmp_path / "adapter")
     with pytest.raises(StoreError, match="another base weight"):
-        second.load(tmp_path / "adapter")  # the checksum is that of the stored layout, as a file of the base has it
+        second.load(
+            tmp_path / "adapter"
+        )  # the checksum is that of the stored layout, as a file of the base has it
     first.merge()
     torch.testing.assert_close(a(x).logits, out, rtol=1e-4, atol=1e-5)
     first.unmerge()

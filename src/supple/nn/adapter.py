@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from supple.checksum import checksum
 from supple.errors import AttachError, StoreError
 from supple.layouts import linear_weight
+from supple.nn.targets import ADAPTS
 
 
 class LinearAdapter(nn.Module, abc.ABC):
@@ -62,6 +63,7 @@ class LinearAdapter(nn.Module, abc.ABC):
                 return None
             return output + self._added(index, args[0])
 
+        setattr(hook, ADAPTS, True)
         return hook
 
     @contextlib.contextmanager
@@ -104,6 +106,13 @@ class LinearAdapter(nn.Module, abc.ABC):
         self._frozen = []
 
     # -- the base model on disk -------------------------------------------------------------------
+    def _check_free(self, what: str) -> None:
+        """Refuse another adapter while this one is in the weights: it would change nothing."""
+        if self._merged is not None:
+            raise AttachError(
+                f"the adapter is merged: {what} would change nothing", do="call unmerge() first"
+            )
+
     def _base(self, name: str) -> Tensor:
         return stored(self.layers[name]) if self._merged is None else self._merged[name]
 
