@@ -9,7 +9,11 @@ from typing import Literal
 
 from supple.errors import InputError
 
-MECHANISMS_THAT_FAIL = {"present": ("present",), "inconclusive": ("present", "inconclusive")}
+#: NaN or Inf is no clean bill: it fails wherever a finding would
+MECHANISMS_THAT_FAIL = {
+    "present": ("present", "invalid"),
+    "inconclusive": ("present", "invalid", "inconclusive"),
+}
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Diagnose:
     model: str
     """pkg.module:function that builds the model (the current folder is searched first)."""
     checkpoint: Path
-    """Weights: .safetensors, .pt, .pth or .bin (tensors only), or a model folder."""
+    """Weights: .safetensors, .pt, .pth, .ckpt or .bin (tensors only), or a model folder."""
     probe: str
     """pkg.module:name of (inputs, targets), or of a function that returns them. Held out."""
     loss: str = "cross_entropy"
@@ -37,7 +41,7 @@ class Diagnose:
     html: Path | None = None
     """Write one offline HTML page to this file."""
     fail_on: Literal["present", "inconclusive", "never"] = "never"
-    """Exit with 1 when a finding has this status (inconclusive counts present too)."""
+    """Exit with 1 when a finding has this status (inconclusive counts present too; NaN or Inf counts with both)."""
 
     def run(self) -> int:
         from supple import api
