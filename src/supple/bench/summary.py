@@ -124,7 +124,7 @@ class Summary:
         )
         for row in self.rows:
             cells = [x for n in names for x in _numbers(getattr(row, n)).values()]
-            fresh = _or_none(row.against_fresh and row.against_fresh.difference).values()
+            fresh = _or_none(None if row.against_fresh is None else row.against_fresh.difference).values()
             never = row.against_fresh is not None and row.onset is None
             when = ["never" * never, "", ""] if row.onset is None else _numbers(row.onset).values()
             back = [x for n in KEPT for x in _or_none(getattr(row, n)).values()]
