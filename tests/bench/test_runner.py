@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import shutil
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,21 @@ def test_the_list_is_checked_before_anything_is_computed(tmp_path: Path) -> None
         run_list([tiny()], tmp_path, workers=-1)
 
 
+@pytest.mark.parametrize("name", ["records.jsonl", "summary.json", "manifest.json"])
+def test_a_damaged_run_is_neither_skipped_nor_computed_over(tmp_path: Path, name: str) -> None:
+    assert run_list([tiny(tasks=2)], tmp_path, workers=0, measure=weigh).ok
+    victim = tiny().folder(tmp_path) / name
+    victim.write_bytes(victim.read_bytes()[:-20])
+    before = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
+    with pytest.raises(StoreError, match=r"damaged|checksum") as told:
+        run_list([tiny(tasks=2, seed=1), tiny(tasks=2)], tmp_path, workers=0, measure=weigh)
+    assert "seed-0" in str(told.value)
+    assert "remove it to compute the run again" in str(told.value)
+    assert {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()} == before
+    shutil.rmtree(victim.parent)
+    assert run_list([tiny(tasks=2)], tmp_path, workers=0, measure=weigh).ok
+
+
 def test_runs_of_other_settings_are_not_mixed_into_a_folder(tmp_path: Path) -> None:
     assert run_list([tiny(tasks=2), tiny(tasks=2, method="fresh")], tmp_path, workers=0, measure=weigh).ok
     before = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
@@ -119,6 +136,14 @@ def test_collect_summarises_and_names_what_it_leaves_out(tmp_path: Path) -> None
     assert "left out" in text
     assert max(map(len, text.splitlines())) <= 80
     assert len(summary.to_csv().splitlines()) == 3
+    rows = {r["method"]: r for r in csv.DictReader(summary.to_csv().splitlines())}
+    found = plain.against_fresh.difference
+    assert [float(rows["plain"][f"minus_fresh{s}"]) for s in ("", "_lo", "_hi")] == [
+        found.value,
+        found.lo,
+        found.hi,
+    ]
+    assert [rows["fresh"][f"minus_fresh{s}"] for s in ("", "_lo", "_hi")] == ["", "", ""]
     assert summary.to_dicts()[0]["last"]["value"] == plain.last.value
     victim = tiny(seed=1).folder(tmp_path) / "records.jsonl"
     victim.write_bytes(victim.read_bytes()[:-10])

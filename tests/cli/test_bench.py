@@ -113,6 +113,41 @@ def test_a_new_folder_of_figures_is_made_and_nothing_else_left(tmp_path: Path, r
     assert {p.suffix for p in (tmp_path / "a" / "b").iterdir()} == {".svg", ".png"}
 
 
+def test_an_engine_without_a_form_of_the_method_is_refused_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*RUN, "--methods", "plain,redo", "--engine", "cohort", "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "take the engine auto or loop; found: redo" in said
+    assert "start the command again" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_csv_on_stdout_leaves_out_is_said_on_stderr(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_list([tiny(2)], tmp_path, workers=0).ok
+    (tiny(2).folder(tmp_path) / "summary.json").unlink()
+    assert main(["bench", "report", str(tmp_path), "--csv", "-"]) == 0
+    said = capsys.readouterr()
+    assert "left out: digits-permuted/plain/seed-0: not finished" in said.err
+    assert len(said.out.splitlines()) == 1
+
+
+def test_tune_takes_a_folder_of_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SUPPLE_DATA", "")
+    line = ["bench", "tune", "permuted-mnist", "l2", "--out", str(tmp_path / "out")]
+    assert main(line) == 2
+    assert "name it with --data or SUPPLE_DATA" in capsys.readouterr().err
+    assert main([*line, "--data", str(tmp_path / "none")]) == 2
+    assert "--data: there is no such folder" in capsys.readouterr().err
+    assert main([*line, "--data", str(tmp_path)]) == 2
+    assert f"where: {tmp_path}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 # -- columns ---------------------------------------------------------------------------------------
 def _starts(lines: list[str], word: str) -> set[int]:
     return {line.index(word) for line in lines}

@@ -115,7 +115,7 @@ class Summary:
                 "method",
                 "seeds",
                 *(f"{n}{s}" for n in names for s in ("", "_lo", "_hi")),
-                "minus_fresh",
+                *(f"minus_fresh{s}" for s in ("", "_lo", "_hi")),
                 "onset",
                 "onset_lo",
                 "onset_hi",
@@ -124,11 +124,11 @@ class Summary:
         )
         for row in self.rows:
             cells = [x for n in names for x in _numbers(getattr(row, n)).values()]
-            fresh = "" if row.against_fresh is None else row.against_fresh.difference.value
+            fresh = _or_none(None if row.against_fresh is None else row.against_fresh.difference).values()
             never = row.against_fresh is not None and row.onset is None
             when = ["never" * never, "", ""] if row.onset is None else _numbers(row.onset).values()
             back = [x for n in KEPT for x in _or_none(getattr(row, n)).values()]
-            writer.writerow([row.protocol, row.method, len(row.seeds), *cells, fresh, *when, *back])
+            writer.writerow([row.protocol, row.method, len(row.seeds), *cells, *fresh, *when, *back])
         return out.getvalue()
 
     def __str__(self) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from supple.cli.bench_choice import changes, chosen
+from supple.cli.bench_choice import changes, chosen, name_data
 from supple.cli.diagnose import check_folder, check_target
 from supple.errors import InputError
 
@@ -131,8 +130,6 @@ class BenchRun:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"--{name.replace('_', '-')} must be at least {least}", found=value)
-        if self.data is not None and not self.data.is_dir():
-            raise InputError("--data: there is no such folder", where=str(self.data))
         if self.engine == "ray" and self.workers is not None:
             raise InputError("--engine ray takes every core of the cluster, and no --workers")
         if self.protocol in EXPERIMENTS:
@@ -143,8 +140,7 @@ class BenchRun:
             raise InputError(
                 f"--model is for lm-rounds and lm-classification; {self.protocol} has its own network"
             )
-        if self.data is not None:
-            os.environ["SUPPLE_DATA"] = str(self.data)  # the workers inherit it
+        name_data(self.data)
         protocol = protocols.create(
             self.protocol,
             self.preset or "demo",
@@ -218,12 +214,16 @@ class BenchRun:
 
 
 def show(folder: Path, json: Path | None, quiet: bool = False) -> int:
-    """Print the table of a folder of runs, and write it; ``quiet`` where something else went to stdout."""
+    """Print the table of a folder of runs, and write it; ``quiet`` where something else went to stdout: then only what
+    was left out is said, on stderr."""
     from supple.bench import collect
-    from supple.cli.console import emit_json, say
+    from supple.cli.console import emit_json, note, say
 
     summary = collect(folder)
-    if str(json) != "-" and not quiet:
+    if quiet:
+        for name, why in summary.left_out.items():
+            note(f"left out: {name}: {why}")
+    elif str(json) != "-":
         say(str(summary))
     emit_json({"rows": summary.to_dicts(), "left_out": summary.left_out}, json)
     return 0

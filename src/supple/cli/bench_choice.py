@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from supple.errors import InputError
@@ -33,6 +35,15 @@ def names(text: str) -> list[str]:
     if twice := sorted({n for n in found if found.count(n) > 1}):
         raise InputError("a method is named twice", found=", ".join(twice), do="name each once")
     return found
+
+
+def name_data(folder: Path | None) -> None:
+    """``--data``: the folder of the data sets, for this process and the workers, which inherit it."""
+    if folder is None:
+        return
+    if not folder.is_dir():
+        raise InputError("--data: there is no such folder", where=str(folder))
+    os.environ["SUPPLE_DATA"] = str(folder)
 
 
 def changes(asked: BenchRun) -> dict[str, Any]:
