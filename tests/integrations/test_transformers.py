@@ -19,6 +19,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
     Trainer,
     TrainingArguments,
 )
@@ -133,6 +135,32 @@ def test_a_collator_that_draws_changes_no_bit_and_masked_words_are_not_shifted(t
     train(tmp_path / "c", [with_batch], net=start, steps=1)
     (first, *_) = with_batch.records.select(instrument="loss")
     assert first.step == 0
+    assert first.value == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_encoder_decoder_is_given_what_its_decoder_reads(tmp_path: Path) -> None:
+    def net() -> Any:
+        torch.manual_seed(0)
+        return T5ForConditionalGeneration(
+            T5Config(
+                vocab_size=32,
+                d_model=16,
+                d_kv=8,
+                d_ff=16,
+                num_layers=1,
+                num_heads=2,
+                decoder_start_token_id=0,
+            )
+        )
+
+    callback = SuppleCallback(data(6), every=2)
+    alone = train(tmp_path / "a", [], net=net())
+    watched = train(tmp_path / "b", [callback], net=net())
+    assert all(torch.equal(a, b) for a, b in zip(alone.parameters(), watched.parameters(), strict=True))
+    rows = data(6)
+    with torch.no_grad():
+        expected = net().eval()(**{k: torch.stack([r[k] for r in rows]) for k in rows[0]}).loss.item()
+    (first, *_) = callback.records.select(instrument="loss")
     assert first.value == pytest.approx(expected, rel=1e-5)
 
 

@@ -62,7 +62,7 @@ class SuppleCallback(Watching, _base):  # type: ignore[misc]
         probe_size: rows taken from a data set.
         every: optimizer steps between two measurements (int or callable).
         loss_fn: ``loss_fn(logits, labels)``; by default next-token or class cross-entropy, and cross-entropy at the
-            labels' own places for models of masked words or of classes of tokens.
+            labels' own places for encoder-decoders and for models of masked words or of classes of tokens.
         instruments: the bundle, as in `supple.Monitor`.
         interventions: attached at the start of training, detached at its end.
         sinks: trackers with ``log(values, step)``.
@@ -92,9 +92,15 @@ class SuppleCallback(Watching, _base):  # type: ignore[misc]
         import supple
 
         model, optimizer = kwargs["model"], kwargs["optimizer"]
-        aligned = self.loss_fn is token_loss and getattr(model, "loss_type", None) in _ALIGNED
         optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's shell around the real one
         inputs, labels = self._find(kwargs.get("eval_dataloader") or kwargs.get("train_dataloader"), args)
+        aligned = self.loss_fn is token_loss and getattr(model, "loss_type", None) in _ALIGNED
+        if getattr(getattr(model, "config", None), "is_encoder_decoder", False) and labels.dim() == 2:
+            aligned = self.loss_fn is token_loss
+            if (
+                "decoder_input_ids" not in inputs
+            ):  # the model makes them of its labels, which it is not given here
+                inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels)
         monitor = supple.Monitor(
             model,
             optimizer,
