@@ -101,6 +101,8 @@ def test_probes_of_other_kinds(tmp_path: Path) -> None:
         train(tmp_path, [callback], steps=1)
         found.append([r.value for r in callback.records.select(instrument="loss")])
     assert found[0] == found[1] == found[2]
+    with pytest.raises(InputError, match=r"no batch of the probe's rows; found: KeyError 'input_ids'.*trl"):
+        train(tmp_path, [SuppleCallback([{"text": "raw"}])], steps=1, collate=Masked())
     with pytest.raises(InputError, match="no rows"):
         train(tmp_path, [SuppleCallback([])], steps=1)
     for probe in (torch.utils.data.DataLoader(rows), 3):

@@ -149,7 +149,15 @@ class SuppleCallback(Watching, _base):  # type: ignore[misc]
                     if loader is not None
                     else need("transformers", "llm").default_data_collator
                 )
-                batch = dict(collate(rows))
+                try:
+                    batch = dict(collate(rows))
+                except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                    raise InputError(
+                        "the Trainer's collator makes no batch of the probe's rows",
+                        found=f"{type(error).__name__} {error}, in a {type(rows[0]).__name__}",
+                        do="give rows as the Trainer prepares them; with trl: trainer.add_callback("
+                        "SuppleCallback(trainer.eval_dataset))",
+                    ) from error
         if "labels" not in batch:
             raise InputError("the probe has no labels", found=sorted(batch), do="pass probe=(inputs, labels)")
         labels = batch.pop("labels").to(args.device)
