@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from supple.bench import Progress, collect, grid, run, run_list, with_engine
+from supple.bench.courses import comparison_page
 from supple.bench.protocols import DigitsPermuted
 from supple.errors import InputError, StoreError
 from supple.store import load
 
-from .tiny import content, die, die_once, fail, interrupt, tiny, weigh
+from .tiny import content, die, die_once, fail, interrupt, tiny, tiny_labels, weigh
 
 
 def test_workers_give_what_one_process_gives_and_later_calls_compute_only_the_new(tmp_path: Path) -> None:
@@ -150,6 +152,20 @@ def test_collect_summarises_and_names_what_it_leaves_out(tmp_path: Path) -> None
     assert "checksum" in collect(tmp_path).left_out["digits-permuted/plain/seed-1"]
     with pytest.raises(StoreError, match="no runs here"):
         collect(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("engine", ["loop", "cohort"])
+def test_a_diverged_run_is_told_and_no_plain_zero(tmp_path: Path, engine: Literal["loop", "cohort"]) -> None:
+    specs = [tiny_labels(method="l2", seed=s, settings={"coef": c}) for s, c in ((0, 1e30), (1, 1e-3))]
+    assert run_list(with_engine([*specs, tiny_labels()], engine), tmp_path, workers=0).ok
+    summary = collect(tmp_path)
+    assert (summary.row("l2").diverged, summary.row("plain").diverged) == (1, 0)
+    assert "diverged: l2 on digits-random-labels: loss not finite in 1 of 2 run(s)" in str(summary)
+    assert "diverged: plain" not in str(summary)
+    assert [r["diverged"] for r in summary.to_dicts()] == [0, 1]
+    assert [r["diverged"] for r in csv.DictReader(summary.to_csv().splitlines())] == ["0", "1"]
+    (part,) = comparison_page(tmp_path).protocols
+    assert [row[1] for row in part.rows if row[0] == "L2"] == ["2, 1 diverged"]
 
 
 def test_the_cohort_in_workers_gives_what_it_gives_here_and_keeps_methods_on_one_engine(

@@ -15,7 +15,7 @@ import numpy as np
 from supple.bench import methods, statistics
 from supple.bench.cohort.engine import COHORTS
 from supple.bench.kept import forgotten, stability
-from supple.bench.rows import curve, metric_of
+from supple.bench.rows import curve, diverged, metric_of
 from supple.bench.spec import different
 from supple.bench.statistics import Estimate, Paired
 from supple.errors import StoreError
@@ -32,7 +32,8 @@ class Row:
     ``kept`` is the metric on earlier tasks after the last one, ``forgetting`` the area of forgetting; None where a run
     has no earlier task or did not look back on one.
 
-    An upper end of ``onset`` that equals ``tasks`` says that the fall may never come.
+    An upper end of ``onset`` that equals ``tasks`` says that the fall may never come. ``diverged``: runs with a loss
+    that was not finite, whose answers count as wrong.
     """
 
     protocol: str
@@ -48,6 +49,7 @@ class Row:
     tasks: int
     kept: Estimate | None = None
     forgetting: Estimate | None = None
+    diverged: int = 0
 
     @property
     def lost_from(self) -> str:
@@ -64,6 +66,7 @@ class Row:
     def to_dict(self) -> dict[str, Any]:
         """Plain types, three numbers for each estimate."""
         row: dict[str, Any] = {"protocol": self.protocol, "method": self.method, "seeds": list(self.seeds)}
+        row["diverged"] = self.diverged
         for name in ("first", "last", "end", "area", "from_peak"):
             row[name] = _numbers(getattr(self, name))
         for name in KEPT:
@@ -120,6 +123,7 @@ class Summary:
                 "onset_lo",
                 "onset_hi",
                 *(f"{n}{s}" for n in KEPT for s in ("", "_lo", "_hi")),
+                "diverged",
             ]
         )
         for row in self.rows:
@@ -128,7 +132,8 @@ class Summary:
             never = row.against_fresh is not None and row.onset is None
             when = ["never" * never, "", ""] if row.onset is None else _numbers(row.onset).values()
             back = [x for n in KEPT for x in _or_none(getattr(row, n)).values()]
-            writer.writerow([row.protocol, row.method, len(row.seeds), *cells, *fresh, *when, *back])
+            about = [row.protocol, row.method, len(row.seeds)]
+            writer.writerow([*about, *cells, *fresh, *when, *back, row.diverged])
         return out.getvalue()
 
     def __str__(self) -> str:
@@ -157,6 +162,11 @@ class Summary:
                 "fresh network by 0.05 (of returns: by a tenth of its level), with the 95 %",
                 "bootstrap interval over seeds",
             ]
+        lines += [
+            f"diverged: {r.method} on {r.protocol}: loss not finite in {r.diverged} of {len(r.seeds)} run(s)"
+            for r in self.rows
+            if r.diverged
+        ]
         lines += [f"left out: {name}: {why}" for name, why in self.left_out.items()]
         return "\n".join(lines)
 
@@ -254,6 +264,7 @@ def _row(key: tuple[str, str], runs: Mapping[int, StoredRun], fresh: Mapping[int
         tasks=min(len(c) for c in online),
         kept=_if_known([stability(runs[s].records) for s in seeds]),
         forgetting=_if_known([forgotten(runs[s].records) for s in seeds]),
+        diverged=sum(diverged(runs[s].records) for s in seeds),
     )
 
 
