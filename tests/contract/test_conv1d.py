@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 import supple
 from supple import fresh
+from supple.errors import StoreError
 from supple.interventions.registry import available
 from supple.nn import lora_, svf_
 from supple.observe.probe import observe
@@ -192,6 +193,7 @@ def test_adapters_take_it(adapt: Any, tmp_path: Path) -> None:
     a = gpt().float()
     b = twin(a.double()).float()
     a = a.float()
+    base_model = copy.deepcopy(a)
     x = tokens()
     base = a(x).logits
     more = {"rank": 2} if adapt is lora_ else {}
@@ -205,11 +207,19 @@ def test_adapters_take_it(adapt: Any, tmp_path: Path) -> None:
     torch.testing.assert_close(out, b(x).logits, rtol=1e-4, atol=1e-5)
     assert float((out - base).detach().abs().max()) > 1e-3
     first.save(tmp_path / "adapter")
-    second.load(tmp_path / "adapter")  # the checksum is of the matrix, whatever its layout
+    adapt(copy.deepcopy(base_model), ["c_fc", "c_attn"], **more).load(tmp_path / "adapter")
+    with pytest.raises(StoreError, match="another base weight"):
+        second.load(
+            tmp_path / "adapter"
+        )  # the checksum is that of the stored layout, as a file of the base has it
     first.merge()
     torch.testing.assert_close(a(x).logits, out, rtol=1e-4, atol=1e-5)
     first.unmerge()
     torch.testing.assert_close(a(x).logits, out, rtol=1e-4, atol=1e-5)
     if adapt is lora_:
         assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["fan_in_fan_out"]
+        base_model.save_pretrained(tmp_path / "base")
+        report = supple.scan(tmp_path / "adapter", base=tmp_path / "base")
+        assert not report.failures
+        assert {r.part for r in report.records.select(layer="transformer.h.0.attn.c_attn")} == {"q", "k", "v"}
     assert set(adapt(gpt(), **more).names) > {"transformer.h.0.mlp.c_fc"}  # by default, all of them

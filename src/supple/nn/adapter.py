@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from supple.checksum import checksum
 from supple.errors import AttachError, StoreError
 from supple.layouts import linear_weight
+from supple.nn.targets import ADAPTS
 
 
 class LinearAdapter(nn.Module, abc.ABC):
@@ -62,6 +63,7 @@ class LinearAdapter(nn.Module, abc.ABC):
                 return None
             return output + self._added(index, args[0])
 
+        setattr(hook, ADAPTS, True)
         return hook
 
     @contextlib.contextmanager
@@ -81,7 +83,7 @@ class LinearAdapter(nn.Module, abc.ABC):
         if self._merged is not None:
             raise AttachError("the adapter is merged already", do="call unmerge() first")
         new = {n: _wide(linear_weight(layer)) + self.delta(n) for n, layer in self.layers.items()}
-        self._merged = {n: linear_weight(layer).detach().clone() for n, layer in self.layers.items()}
+        self._merged = {n: stored(layer).detach().clone() for n, layer in self.layers.items()}
         for name, layer in self.layers.items():
             linear_weight(layer).copy_(new[name])
 
@@ -91,7 +93,7 @@ class LinearAdapter(nn.Module, abc.ABC):
         if self._merged is None:
             raise AttachError("the adapter is not merged", do="call merge() first")
         for name, layer in self.layers.items():
-            linear_weight(layer).copy_(self._merged[name])
+            stored(layer).copy_(self._merged[name])
         self._merged = None
 
     def detach(self) -> None:
@@ -104,8 +106,15 @@ class LinearAdapter(nn.Module, abc.ABC):
         self._frozen = []
 
     # -- the base model on disk -------------------------------------------------------------------
+    def _check_free(self, what: str) -> None:
+        """Refuse another adapter while this one is in the weights: it would change nothing."""
+        if self._merged is not None:
+            raise AttachError(
+                f"the adapter is merged: {what} would change nothing", do="call unmerge() first"
+            )
+
     def _base(self, name: str) -> Tensor:
-        return linear_weight(self.layers[name]) if self._merged is None else self._merged[name]
+        return stored(self.layers[name]) if self._merged is None else self._merged[name]
 
     def _sums(self) -> dict[str, str]:
         """What a file says of the base weights it fits."""
@@ -120,6 +129,11 @@ class LinearAdapter(nn.Module, abc.ABC):
                 where=name,
                 do="load the base model it was trained on",
             )
+
+
+def stored(layer: nn.Module) -> Tensor:
+    """The weight in the layout of its file, of which the checksum is."""
+    return layer.get_parameter("weight")
 
 
 def _wide(weight: Tensor) -> Tensor:

@@ -82,6 +82,7 @@ class LoRAAdapter(LinearAdapter):
     @torch.no_grad()
     def load(self, folder: str | Path) -> None:
         """Read A and B; refuses other matrices, another rank or scale, or another base where the file names it."""
+        self._check_free("another one")
         folder, mine = Path(folder), self._tensors()
         try:
             config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -119,15 +120,16 @@ def lora_(
     """Adapt the model by low-rank products: its parameters are frozen, the returned adapter trains.
 
     Args:
-        targets: endings of layer names (``["q_proj", "v_proj"]``), or ``filter(module, name)``;
+        targets: an ending or endings of layer names (``["q_proj", "v_proj"]``), or ``filter(module, name)``;
             None adapts every linear layer (``nn.Linear``, GPT-2's Conv1D) whose weight is used by nothing else.
         rank: columns of B, at most the short side of every weight.
         alpha: the product is scaled by alpha / rank.
         seed: of the start of A; no random state outside is touched.
 
     Raises:
-        InputError: a target that is not a plain linear layer, no match, a weight that is tied, parametrised
-            or not finite, a rank that is not between 1 and a short side; nothing has been changed then.
+        InputError: a target that is not a plain linear layer, no match, a layer that has an adapter, a weight
+            that is tied, parametrised or not finite, a rank that is not between 1 and a short side; nothing has
+            been changed then.
 
     >>> net = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
     >>> adapter = lora_(net, rank=2)

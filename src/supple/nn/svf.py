@@ -86,6 +86,7 @@ class SVFAdapter(LinearAdapter):
     @torch.no_grad()
     def load(self, path: str | Path) -> None:
         """Read z; refuses a file of another form, other matrices, or another base."""
+        self._check_free("another one")
         try:
             with safe_open(str(path), framework="pt") as file:
                 meta = file.metadata() or {}
@@ -124,7 +125,7 @@ def svf_(
     """Adapt the model by singular-value vectors: its parameters are frozen, the returned adapter trains.
 
     Args:
-        targets: endings of layer names (``["up_proj", "down_proj"]``), or ``filter(module, name)``;
+        targets: an ending or endings of layer names (``["up_proj", "down_proj"]``), or ``filter(module, name)``;
             None adapts every linear layer (``nn.Linear``, GPT-2's Conv1D) whose weight is used by nothing else.
         form: ``"plain"`` or ``"published"``; see `SVFAdapter`.
         cache: a folder that keeps the decompositions by the checksum of their weight, so that the next adapter of this
@@ -133,8 +134,8 @@ def svf_(
         progress: called as ``progress(name, done, total)`` after each matrix.
 
     Raises:
-        InputError: a target that is not a plain linear layer, no match, or a weight that is tied,
-            parametrised or not finite, a cache that is a file; nothing has been changed then.
+        InputError: a target that is not a plain linear layer, no match, a layer that has an adapter, or a weight
+            that is tied, parametrised or not finite, a cache that is a file; nothing has been changed then.
 
     >>> net = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
     >>> adapter = svf_(net)
