@@ -218,7 +218,13 @@ def _severity(found: dict[str, Any]) -> Table:
         return [Cell(str(n), count=n), Cell("–") if math.isnan(rho) else Cell(f"{rho:.2f}", value=rho)]
 
     rows = [[m, *cells(a["all"], a["n"]), *cells(a["found"], a["n_found"])] for m, a in found.items()]
-    columns = ("severity of", "networks", "rank correlation with the loss", "found in", "correlation in these")
+    columns = (
+        "severity of",
+        "networks",
+        "rank correlation with the loss",
+        "found in",
+        "correlation in these",
+    )
     return Table("severity", columns, rows)
 
 
