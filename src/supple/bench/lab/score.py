@@ -148,7 +148,7 @@ def brier(rows: Sequence[Row]) -> float:
 
 def agreement(rows: Sequence[Row], mechanism: str) -> dict[str, Any]:
     """Spearman's correlation of a severity with the true loss, over all networks and over those it was found in."""
-    known = [r for r in rows if r["verdicts"][mechanism]["severity"] is not None]
+    known = [r for r in rows if r["verdicts"][mechanism].get("severity") is not None]
     pairs = [(r["verdicts"][mechanism]["severity"], r["loss"]) for r in known]
     found = [pair for pair, r in zip(pairs, known, strict=True) if claims(r, mechanism)]
     return {"n": len(pairs), "all": spearman(pairs), "n_found": len(found), "found": spearman(found)}
