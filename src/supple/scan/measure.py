@@ -55,7 +55,8 @@ def measure(
     def row(name: str, value: float, **more: Any) -> Record:
         return Record(name, value, layer=matrix.layer, part=matrix.part, run=run, step=step, **more)
 
-    low, high = torch.aminmax(values)  # NaN where there is one; a mask of all values takes twenty times as long
+    # NaN where there is one; a mask of all values takes twenty times as long
+    low, high = torch.aminmax(values)
     if not bool(low.isfinite() & high.isfinite()):
         bad = values.numel() - int(torch.isfinite(values).sum())
         reason = f"{bad} of {values.numel()} values are NaN or Inf"
