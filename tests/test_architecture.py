@@ -12,7 +12,7 @@ import pytest
 import supple
 
 SRC = Path(supple.__file__).parent
-BASE = {"checksum", "errors", "processes", "records", "status", "stepping"}
+BASE = {"checksum", "errors", "layouts", "processes", "records", "status", "stepping"}
 
 # room -> rooms it may import at module level or inside functions
 MAY_IMPORT: dict[str, set[str]] = {

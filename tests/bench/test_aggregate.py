@@ -79,8 +79,23 @@ def test_seeds_that_all_have_count_and_too_little_is_no_comparison() -> None:
     assert found is not None
     assert found.scores["fresh"].shape == (2, 2)
     np.testing.assert_allclose(found.scores["fresh"][:, 0], np.array([0.8, 0.9]) / 0.85)
+    assert found.left_out == {"seed 2": "not run by every method on every protocol"}
     assert overall(runs_of({k: v for k, v in LEVELS.items() if k[0] == "a"})) is None
     assert overall(runs_of({k: v[:1] for k, v in LEVELS.items()})) is None
+
+
+def test_a_control_is_no_further_protocol() -> None:
+    control = "digits-permuted-iid"
+    more = {**LEVELS, (control, "fresh"): [0.9] * 3, (control, "plain"): [0.9] * 3}
+    found = overall(runs_of(more))
+    assert found is not None
+    assert found.protocols == ("a", "b")
+    assert found.left_out == {
+        control: "the i.i.d. control"
+    }  # and l2, which the control lacks, is still compared
+    assert "l2" in found.scores
+    one = {k: v for k, v in more.items() if k[0] != "b"}
+    assert overall(runs_of(one)) is None
 
 
 def test_the_page_of_two_protocols_ends_with_both_together(tmp_path: Path) -> None:

@@ -200,6 +200,10 @@ def test_the_study_reads_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert mid.health["policy entropy"] is not None
         assert 0 <= mid.health["dormant"] <= 1
     assert "cartpole-offsets" in str(answer)
+    renamed = {"l2init": "shrink_perturb_boundary"}
+    longer = tuple(dataclasses.replace(a, method=renamed.get(a.method, a.method)) for a in answer.agents)
+    table = str(dataclasses.replace(answer, agents=longer)).split("cartpole-offsets\n")[1].splitlines()[:5]
+    assert len(set(map(len, table))) == 1  # a long name moves no column
     assert answer.to_dict()["agents"][0]["method"] == "plain"
     table = str(collect(tmp_path))
     assert max(map(len, table.splitlines())) <= 90

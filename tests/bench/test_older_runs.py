@@ -47,9 +47,11 @@ DIGESTS = {
     ("digits-permuted", "demo"): "d8a684fd2a9257f5",
     ("digits-random-labels", "demo"): "437ea6d2b58cb6e1",
     ("class-sequence-resnet", "small"): "8e4ff296a9b2fbfa",
-    ("permuted-mnist", "paper"): "eaca427f4ed63f2a",
-    ("continual-imagenet", "paper"): "9ba5b351a8442ca2",
-    ("continual-tiny-imagenet", "paper"): "587ce06cd8d4b58d",
+    ("image-domains", "small"): "7c6cd8adff11e214",
+    ("permuted-mnist", "small"): "6c151ce6f4d794be",
+    ("random-label-mnist", "small"): "8b1b5104d06e4f89",
+    ("five-plus-one-cifar", "small"): "11fe7833dbc38703",
+    ("continual-tiny-imagenet", "long"): "9517f2674a4de5d1",
     ("slow-regression", "paper"): "3d6374e05e414330",
 }
 

@@ -223,9 +223,9 @@ def test_onset_equals_its_definition(tasks: int) -> None:
     fallen = 0
     for _ in range(60):
         d = draw.normal(-0.08, 0.06, (3, tasks)) * (np.arange(tasks) >= draw.integers(tasks))
-        course, width = d.mean(0), max(1, tasks // 20)
-        means = [course[t : t + width].mean() for t in range(tasks)]
-        wanted = next((t for t in range(tasks) if all(m < -0.05 for m in means[t:])), None)
+        course, width = d.mean(0), min(max(2, tasks // 20), tasks)
+        means = [course[t : t + width].mean() for t in range(tasks - width + 1)]
+        wanted = next((t for t in range(len(means)) if all(m < -0.05 for m in means[t:])), None)
         found = onset(0.9 + d, np.full((3, tasks), 0.9))
         assert (None if found is None else found.value) == wanted
         if found is not None:
@@ -233,6 +233,26 @@ def test_onset_equals_its_definition(tasks: int) -> None:
             assert found.lo <= found.value <= found.hi <= tasks
             assert {found.lo, found.hi} <= set(range(tasks + 1))
     assert fallen > 5
+
+
+@pytest.mark.parametrize("tasks", [10, 40, 100, 800])
+def test_one_bad_task_at_the_end_is_no_onset(tasks: int) -> None:
+    fresh = np.full((3, tasks), 0.9)
+    bad = fresh.copy()
+    bad[:, -1] -= 0.09
+    assert onset(bad, fresh) is None
+    bad[:, -max(2, tasks // 20) :] = 0.8
+    found = onset(bad, fresh)
+    assert found is not None
+    assert tasks - tasks // 10 - 2 <= found.value <= tasks - 2
+
+
+def test_equal_noisy_courses_seldom_have_an_onset() -> None:
+    draw = np.random.default_rng(0)
+    d = draw.normal(
+        0, 0.085, (300, 1, 100)
+    )  # a task's difference of two means over three seeds with deviation 0.1
+    assert sum(onset(0.9 + row, np.full((1, 100), 0.9)) is not None for row in d) < 0.12 * len(d)
 
 
 def test_the_ends_of_an_onset_are_tasks_that_occurred(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+import shutil
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from supple.bench import Progress, collect, grid, run, run_list, with_engine
+from supple.bench.courses import comparison_page
 from supple.bench.protocols import DigitsPermuted
 from supple.errors import InputError, StoreError
 from supple.store import load
 
-from .tiny import content, die, die_once, fail, interrupt, tiny, weigh
+from .tiny import content, die, die_once, fail, interrupt, tiny, tiny_labels, weigh
 
 
 def test_workers_give_what_one_process_gives_and_later_calls_compute_only_the_new(tmp_path: Path) -> None:
@@ -85,6 +89,21 @@ def test_the_list_is_checked_before_anything_is_computed(tmp_path: Path) -> None
         run_list([tiny()], tmp_path, workers=-1)
 
 
+@pytest.mark.parametrize("name", ["records.jsonl", "summary.json", "manifest.json"])
+def test_a_damaged_run_is_neither_skipped_nor_computed_over(tmp_path: Path, name: str) -> None:
+    assert run_list([tiny(tasks=2)], tmp_path, workers=0, measure=weigh).ok
+    victim = tiny().folder(tmp_path) / name
+    victim.write_bytes(victim.read_bytes()[:-20])
+    before = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
+    with pytest.raises(StoreError, match=r"damaged|checksum") as told:
+        run_list([tiny(tasks=2, seed=1), tiny(tasks=2)], tmp_path, workers=0, measure=weigh)
+    assert "seed-0" in str(told.value)
+    assert "remove it to compute the run again" in str(told.value)
+    assert {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()} == before
+    shutil.rmtree(victim.parent)
+    assert run_list([tiny(tasks=2)], tmp_path, workers=0, measure=weigh).ok
+
+
 def test_runs_of_other_settings_are_not_mixed_into_a_folder(tmp_path: Path) -> None:
     assert run_list([tiny(tasks=2), tiny(tasks=2, method="fresh")], tmp_path, workers=0, measure=weigh).ok
     before = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
@@ -119,12 +138,34 @@ def test_collect_summarises_and_names_what_it_leaves_out(tmp_path: Path) -> None
     assert "left out" in text
     assert max(map(len, text.splitlines())) <= 80
     assert len(summary.to_csv().splitlines()) == 3
+    rows = {r["method"]: r for r in csv.DictReader(summary.to_csv().splitlines())}
+    found = plain.against_fresh.difference
+    assert [float(rows["plain"][f"minus_fresh{s}"]) for s in ("", "_lo", "_hi")] == [
+        found.value,
+        found.lo,
+        found.hi,
+    ]
+    assert [rows["fresh"][f"minus_fresh{s}"] for s in ("", "_lo", "_hi")] == ["", "", ""]
     assert summary.to_dicts()[0]["last"]["value"] == plain.last.value
     victim = tiny(seed=1).folder(tmp_path) / "records.jsonl"
     victim.write_bytes(victim.read_bytes()[:-10])
     assert "checksum" in collect(tmp_path).left_out["digits-permuted/plain/seed-1"]
     with pytest.raises(StoreError, match="no runs here"):
         collect(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("engine", ["loop", "cohort"])
+def test_a_diverged_run_is_told_and_no_plain_zero(tmp_path: Path, engine: Literal["loop", "cohort"]) -> None:
+    specs = [tiny_labels(method="l2", seed=s, settings={"coef": c}) for s, c in ((0, 1e30), (1, 1e-3))]
+    assert run_list(with_engine([*specs, tiny_labels()], engine), tmp_path, workers=0).ok
+    summary = collect(tmp_path)
+    assert (summary.row("l2").diverged, summary.row("plain").diverged) == (1, 0)
+    assert "diverged: l2 on digits-random-labels: loss not finite in 1 of 2 run(s)" in str(summary)
+    assert "diverged: plain" not in str(summary)
+    assert [r["diverged"] for r in summary.to_dicts()] == [0, 1]
+    assert [r["diverged"] for r in csv.DictReader(summary.to_csv().splitlines())] == ["0", "1"]
+    (part,) = comparison_page(tmp_path).protocols
+    assert [row[1] for row in part.rows if row[0] == "L2"] == ["2, 1 diverged"]
 
 
 def test_the_cohort_in_workers_gives_what_it_gives_here_and_keeps_methods_on_one_engine(

@@ -34,6 +34,8 @@ def test_scan_prints_a_table_and_fails_on_a_finding(
     assert "rank collapse: PRESENT" in text
     assert main(["scan", *paths, "--fail-on", "present"]) == 1
     assert main(["scan", *rounds(tmp_path, 6, fall=0.0), "--fail-on", "inconclusive"]) == 0
+    save_file({"a.weight": torch.full((4, 4), torch.nan)}, tmp_path / "nan.safetensors")
+    assert main(["scan", str(tmp_path / "nan.safetensors"), "--fail-on", "present"]) == 1
 
 
 def test_scan_writes_json_and_goes_on_past_a_bad_file(

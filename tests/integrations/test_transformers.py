@@ -13,10 +13,14 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from transformers import (
+    BertConfig,
+    BertForMaskedLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
     Trainer,
     TrainingArguments,
 )
@@ -38,14 +42,21 @@ def model() -> GPT2LMHeadModel:
 
 
 def train(
-    folder: Path, callbacks: list[Any], resume: bool = False, steps: int = 8, net: Any = None, **more: Any
+    folder: Path,
+    callbacks: list[Any],
+    resume: bool = False,
+    steps: int = 8,
+    net: Any = None,
+    collate: Any = None,
+    **more: Any,
 ) -> Any:
     args = TrainingArguments(
         str(folder), max_steps=steps, per_device_train_batch_size=4, gradient_accumulation_steps=2,
         save_steps=4, logging_steps=100, report_to=[], use_cpu=True, disable_tqdm=True, seed=1, **more,
     )  # fmt: skip
     net = net or model()
-    trainer = Trainer(net, args, train_dataset=data(64), eval_dataset=data(6), callbacks=callbacks)
+    trainer = Trainer(net, args, train_dataset=data(64), eval_dataset=data(6), callbacks=callbacks,
+                      data_collator=collate)  # fmt: skip
     trainer.train(resume_from_checkpoint=resume)
     return net
 
@@ -79,6 +90,80 @@ def test_a_probe_without_labels_is_refused(tmp_path: Path) -> None:
     rows = [{"input_ids": r["input_ids"]} for r in data(4)]
     with pytest.raises(InputError, match="no labels"):
         train(tmp_path, [SuppleCallback(rows)], steps=1)
+
+
+def test_probes_of_other_kinds(tmp_path: Path) -> None:
+    rows = data(6)
+    batch = {k: torch.stack([r[k] for r in rows]) for k in rows[0]}
+    found = []
+    for probe in (rows, (r for r in rows), batch):
+        callback = SuppleCallback(probe, every=1)
+        train(tmp_path, [callback], steps=1)
+        found.append([r.value for r in callback.records.select(instrument="loss")])
+    assert found[0] == found[1] == found[2]
+    with pytest.raises(InputError, match=r"no batch of the probe's rows; found: KeyError 'input_ids'.*trl"):
+        train(tmp_path, [SuppleCallback([{"text": "raw"}])], steps=1, collate=Masked())
+    with pytest.raises(InputError, match="no rows"):
+        train(tmp_path, [SuppleCallback([])], steps=1)
+    for probe in (torch.utils.data.DataLoader(rows), 3):
+        with pytest.raises(InputError, match="cannot be taken"):
+            train(tmp_path, [SuppleCallback(probe)], steps=1)
+
+
+class Masked(torch.nn.Module):
+    """Masks at random, as the collator of masked words does; a module only to be picklable."""
+
+    def forward(self, rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        ids = torch.stack([r["input_ids"] for r in rows])
+        hidden = torch.rand(ids.shape) < 0.5
+        return {"input_ids": ids.masked_fill(hidden, 0), "labels": ids.masked_fill(~hidden, -100)}
+
+
+def test_a_collator_that_draws_changes_no_bit_and_masked_words_are_not_shifted(tmp_path: Path) -> None:
+    def net() -> Any:
+        torch.manual_seed(0)
+        config = BertConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                            intermediate_size=16, max_position_embeddings=16)  # fmt: skip
+        return BertForMaskedLM(config)
+
+    callback = SuppleCallback(data(6), every=2)
+    alone = train(tmp_path / "a", [], net=net(), collate=Masked())
+    watched = train(tmp_path / "b", [callback], net=net(), collate=Masked())
+    assert all(torch.equal(a, b) for a, b in zip(alone.parameters(), watched.parameters(), strict=True))
+    batch = Masked()(data(6))
+    start = net().eval()
+    expected = start(**batch).loss.item()  # the model's own loss
+    with_batch = SuppleCallback(batch, every=100)
+    train(tmp_path / "c", [with_batch], net=start, steps=1)
+    (first, *_) = with_batch.records.select(instrument="loss")
+    assert first.step == 0
+    assert first.value == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_encoder_decoder_is_given_what_its_decoder_reads(tmp_path: Path) -> None:
+    def net() -> Any:
+        torch.manual_seed(0)
+        return T5ForConditionalGeneration(
+            T5Config(
+                vocab_size=32,
+                d_model=16,
+                d_kv=8,
+                d_ff=16,
+                num_layers=1,
+                num_heads=2,
+                decoder_start_token_id=0,
+            )
+        )
+
+    callback = SuppleCallback(data(6), every=2)
+    alone = train(tmp_path / "a", [], net=net())
+    watched = train(tmp_path / "b", [callback], net=net())
+    assert all(torch.equal(a, b) for a, b in zip(alone.parameters(), watched.parameters(), strict=True))
+    rows = data(6)
+    with torch.no_grad():
+        expected = net().eval()(**{k: torch.stack([r[k] for r in rows]) for k in rows[0]}).loss.item()
+    (first, *_) = callback.records.select(instrument="loss")
+    assert first.value == pytest.approx(expected, rel=1e-5)
 
 
 def llama(change: str = "") -> Any:

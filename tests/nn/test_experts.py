@@ -98,6 +98,22 @@ def test_the_search_never_falls_behind_a_single_member_and_takes_nan_as_the_lowe
     assert torch.equal(state, torch.get_rng_state())
     with pytest.raises(InputError, match="two elites"):
         cross_entropy_method(sharp, 3, population=4)
+    with pytest.raises(InputError, match="no member had a score"):
+        cross_entropy_method(lambda w: float("nan"), 3)
+
+
+def test_a_search_that_fails_leaves_what_was_in_use() -> None:
+    bank = ExpertBank(svf_(nn.Linear(3, 3)))
+    bank.adapter.z[0].data.fill_(1.5)
+    bank.keep("a")
+
+    def broken() -> float:
+        raise KeyError("a score of the user's")
+
+    for score in (broken, lambda: float("nan")):
+        with pytest.raises((KeyError, InputError)):
+            bank.few_shot(score)
+        assert bank.adapter.z[0].tolist() == [1.5, 1.5, 1.5]
 
 
 def test_two_passes_classify_with_the_base_or_an_expert_and_answer_with_the_chosen_one() -> None:

@@ -117,6 +117,12 @@ def test_no_token_sees_the_future() -> None:
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
+    for heads, kv_heads in ((0, None), (4, 0), (-4, None)):
+        with pytest.raises(InputError, match="heads must divide dim"):
+            ForgettingAttention(16, heads, kv_heads)
+    for shape in ((5, 16), (1, 5, 15)):
+        with pytest.raises(InputError, match="batch, tokens, dim"):
+            ForgettingAttention(16, 4)(torch.randn(shape))
     with pytest.raises(InputError, match="heads must divide dim"):
         ForgettingAttention(30, 4)
     q, k, v, c = case(torch.float32, 4)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from supple.errors import InputError, StoreError
-from supple.nn import svf_
+from supple.errors import AttachError, InputError, StoreError
+from supple.nn import lora_, svf_
 
 
 def net(seed: int = 0) -> nn.Sequential:
@@ -119,3 +120,50 @@ def test_what_cannot_be_adapted_is_refused_before_any_change() -> None:
     with pytest.raises(InputError, match="not finite"):
         svf_(model)
     assert all(p.requires_grad for p in model.parameters())
+    with pytest.raises(InputError, match="no values"):
+        svf_(nn.Linear(3, 3, device="meta"))
+
+
+def test_one_name_is_one_target() -> None:
+    assert svf_(net(), "0").names == ["0"]
+
+
+@pytest.mark.parametrize("second", [svf_, lora_], ids=["svf", "lora"])
+def test_a_layer_has_one_adapter_at_a_time(second: Any) -> None:
+    model = net()
+    adapter = svf_(model, ["0"])
+    more = {} if second is svf_ else {"rank": 1}
+    with pytest.raises(InputError, match="has an adapter already"):
+        second(model, **more)
+    second(model, ["2"], **more)
+    adapter.detach()
+    second(model, ["0"], **more)
+
+
+@pytest.mark.parametrize("adapt", [svf_, lora_], ids=["svf", "lora"])
+def test_a_merged_adapter_loads_no_other(adapt: Any, tmp_path: Path) -> None:
+    adapter = adapt(net(), **({} if adapt is svf_ else {"rank": 1}))
+    adapter.save(tmp_path / "a")
+    adapter.merge()
+    with pytest.raises(AttachError, match="merged"):
+        adapter.load(tmp_path / "a")
+    adapter.unmerge()
+    adapter.load(tmp_path / "a")
+
+
+def test_the_factors_of_peft_are_no_targets() -> None:
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(net(), peft.LoraConfig(r=1, target_modules=["0"], init_lora_weights=False))
+    x = torch.randn(5, 12)
+    base = model(x)
+    with pytest.raises(InputError, match=r"found: peft.*do: name 0\.base_layer"):
+        svf_(model, ["0"])
+    adapter = svf_(model)
+    assert adapter.names == ["base_model.model.0.base_layer", "base_model.model.2"]
+    assert torch.equal(model(x), base)
+    with torch.no_grad():
+        adapter.z[0].fill_(1.5)
+    out = model(x)
+    assert not torch.allclose(out, base)
+    adapter.merge()
+    torch.testing.assert_close(model(x), out)

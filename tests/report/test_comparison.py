@@ -51,6 +51,8 @@ def test_the_figures_are_files_and_no_two_lines_look_alike(folder: Path, tmp_pat
     assert {p.name for p in tmp_path.iterdir()} == {
         f"{d.name}.{k}" for d in made if d for k in ("svg", "png")
     }
+    assert made[0] is not None
+    assert "mean of 1 to 2 seeds" in made[0].caption  # C-CHAIN has one
     many = Comparison(
         "many", "accuracy", {f"m{i}": Course(f"m{i}", [[0.1, 0.2]]) for i in range(14)}, ["method"], []
     )

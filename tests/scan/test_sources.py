@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from supple.errors import InputError
+from supple.scan import scan
 from supple.scan.sources import open_checkpoint, read_state
 
 
@@ -167,3 +168,46 @@ def test_missing_and_stateless_files(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, tmp_path / "t.pt")
     with pytest.raises(InputError, match="no tensors by name"):
         open_checkpoint(tmp_path / "t.pt")
+
+
+def test_kinds_of_tensors_without_a_plain_matrix_are_listed(tmp_path: Path) -> None:
+    odd = {
+        "sparse": torch.eye(4).to_sparse(),
+        "meta": torch.empty(4, 4, device="meta"),
+        "giant": torch.zeros(1).expand(200_000, 200_000),  # 4 bytes on disk, 160 GB once it is worked on
+        "nested": torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(3, 3)]),
+    }
+    torch.save({"a.weight": torch.eye(4), **odd}, tmp_path / "odd.pt")
+    report = scan(tmp_path / "odd.pt")
+    assert not report.failures
+    assert {s.layer for s in report.skipped} == set(odd)
+    assert {r.layer for r in report.records} == {"a"}
+    low = {"m.lora_A.weight": torch.ones(2, 4).to_sparse(), "m.lora_B.weight": torch.ones(4, 2)}
+    torch.save(low, tmp_path / "adapter.pt")
+    (skipped,) = scan(tmp_path / "adapter.pt").skipped
+    assert "sparse_coo" in skipped.reason
+
+
+def test_an_archive_of_several_disks_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "split.pt"
+    torch.save({"w": torch.eye(4)}, path)
+    data = bytearray(path.read_bytes())
+    data[data.rindex(b"PK\x06\x07") + 16] = 2  # number of disks, in the locator of the zip64 end
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="cannot be read"):
+        open_checkpoint(path)
+
+
+def test_names_cannot_steer_a_terminal(tmp_path: Path) -> None:
+    name = "layer\x1b[2J\n.weight"
+    torch.save({name: torch.eye(4)}, tmp_path / "a.pt")
+    save_file({name: torch.eye(4)}, tmp_path / "b.safetensors")
+    for file in ("a.pt", "b.safetensors"):
+        text = str(scan(tmp_path / file))
+        assert "\x1b" not in text
+        assert "layer\\x1b[2J\\n" in text
+
+
+def test_checkpoints_of_lightning_are_read(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"w": torch.eye(4)}, "epoch": 1, "callbacks": {}}, tmp_path / "last.ckpt")
+    assert set(open_checkpoint(tmp_path / "last.ckpt").entries) == {"w"}

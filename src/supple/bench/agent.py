@@ -94,7 +94,7 @@ class AgentLearner(Learner):
     protocol: AgentProtocol
 
     def __init__(self, spec: RunSpec) -> None:
-        self.protocol = spec.protocol  # type: ignore[assignment]
+        self.protocol = spec.taught  # type: ignore[assignment]
         self.env = self.protocol.environment(spec.seed)
         self.generator = torch.Generator().manual_seed(generator(spec.seed, "actions").initial_seed())
         self.last_returns: list[float] = []

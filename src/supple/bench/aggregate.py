@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from supple.bench import statistics
+from supple.bench.protocols import is_control
 from supple.bench.rows import curve
 from supple.bench.statistics import Estimate
 from supple.bench.summary import REFERENCE
@@ -32,7 +33,7 @@ Floats = npt.NDArray[np.float64]
 class Overall:
     """Methods over several protocols. ``scores`` is (seeds, protocols) by method; 1 is the fresh level.
 
-    ``left_out``: protocols and methods that could not be put beside the others, each with the reason.
+    ``left_out``: protocols, methods and seeds that could not be put beside the others, each with the reason.
     """
 
     protocols: tuple[str, ...]
@@ -74,8 +75,9 @@ def overall(runs: Runs) -> Overall | None:
     """Methods that all protocols share, best interquartile mean first; None where fewer than two can be compared.
 
     The score of a run is the mean of its last tenth over the mean of the fresh reference's in the same protocol. A
-    protocol without that reference, or whose levels are not all above 0 (returns that are costs), has no such scale.
-    Of every cell the seeds that all cells have count, and two at least.
+    protocol without that reference, or whose levels are not all above 0 (returns that are costs), has no such scale; an
+    i.i.d. control has no tasks, and is no protocol of its own. Of every cell the seeds that all cells have count, and
+    two at least.
     """
     left_out: dict[str, str] = {}
     levels: dict[str, dict[str, dict[int, float]]] = {}
@@ -83,7 +85,7 @@ def overall(runs: Runs) -> Overall | None:
         found = {s: statistics.final_tenth(curve(r.records, "online")) for s, r in by_seed.items()}
         levels.setdefault(protocol, {})[method] = found
     for protocol in list(levels):
-        if reason := _no_scale(levels[protocol]):
+        if reason := "the i.i.d. control" * is_control(protocol) or _no_scale(levels[protocol]):
             left_out[protocol] = reason
             del levels[protocol]
     if len(levels) < 2:
@@ -94,6 +96,9 @@ def overall(runs: Runs) -> Overall | None:
     seeds = sorted(set.intersection(*(set(levels[p][m]) for p in levels for m in shared)))
     if len(seeds) < 2:
         return None
+    if extra := sorted({s for p in levels for m in shared for s in levels[p][m]} - set(seeds)):
+        name = f"seed{'s' * (len(extra) > 1)} {', '.join(map(str, extra))}"
+        left_out[name] = "not run by every method on every protocol"
     scale = {p: float(np.mean([levels[p][REFERENCE][s] for s in seeds])) for p in levels}
     scores = {m: np.array([[levels[p][m][s] / scale[p] for p in levels] for s in seeds]) for m in shared}
     order = sorted(scores, key=lambda m: (-statistics.interquartile_mean(scores[m]), m))

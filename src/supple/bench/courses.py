@@ -95,7 +95,8 @@ def _cells(row: Row) -> list[str]:
     fresh = "–" if row.against_fresh is None else _interval(row.against_fresh.difference, "+.3f")
     values = [_interval(e) for e in (row.first, row.last, row.area, row.from_peak)]
     back = ["–" if e is None else _interval(e) for e in (row.kept, row.forgetting)]
-    return [_title(row.method), str(len(row.seeds)), *values, fresh, row.lost_from, *back]
+    seeds = f"{len(row.seeds)}{f', {row.diverged} diverged' * bool(row.diverged)}"
+    return [_title(row.method), seeds, *values, fresh, row.lost_from, *back]
 
 
 def _interval(e: Estimate, form: str = ".3f") -> str:

@@ -52,8 +52,8 @@ def plan(specs: Sequence[RunSpec], root: str | Path) -> tuple[list[Path], set[in
     """The folders of a run list, and the places of the runs that are finished.
 
     Raises:
-        InputError: two runs with one folder. StoreError: a folder with another run, or beside runs of
-            the same protocol with other settings.
+        InputError: two runs with one folder. StoreError: a folder with another run, a damaged one, or beside
+            runs of the same protocol with other settings.
     """
     folders = [spec.folder(root) for spec in specs]
     finished = {i for i, spec in enumerate(specs) if Run.check(folders[i], spec.manifest())}
@@ -105,11 +105,17 @@ def with_engine(specs: Iterable[RunSpec], engine: Literal["auto", "loop", "cohor
     """The runs with their engine set; "auto" takes the cohort where it has a form of the method.
 
     Runs of one method keep one engine, so that a seed added later is computed as the others were.
+
+    Raises:
+        InputError: "cohort", and a run that it has no form of.
     """
 
     def chosen(spec: RunSpec) -> Literal["loop", "cohort"]:
-        if engine == "auto":
-            return "loop" if supports(spec) else "cohort"
-        return engine
+        if engine == "loop":
+            return engine
+        reason = supports(spec)
+        if reason and engine == "cohort":
+            raise InputError(reason, found=spec.method)
+        return "loop" if reason else "cohort"
 
     return [dataclasses.replace(s, engine=chosen(s)) for s in specs]

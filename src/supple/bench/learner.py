@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,7 @@ class Learner:
     """Everything that changes during a run, with a state that continues it bit for bit."""
 
     def __init__(self, spec: RunSpec) -> None:
-        self.spec = spec
+        self.spec = dataclasses.replace(spec, protocol=spec.taught)
         self.method = methods.get(spec.method)
         self.steps = 0
         torch.manual_seed(generator(spec.seed, "training").initial_seed())
@@ -59,8 +60,7 @@ class Learner:
 
     def _attach(self) -> None:
         protocol, method = self.spec.protocol, self.method
-        settings = method.settings_in(protocol, self.spec.settings)
-        intervention = method.create(settings, self.spec.seed, protocol.initial)
+        intervention = method.create(self.spec.method_settings, self.spec.seed, protocol.initial)
         if intervention is not None:
             self.handle = intervention.attach(self.model, self.optimizers, inputs=protocol.example())
 

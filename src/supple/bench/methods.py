@@ -26,8 +26,9 @@ class Method:
     """One arm of a comparison.
 
     ``intervention`` is a name that `supple.interventions.create` knows; ``settings`` are its
-    hyper-parameters, and a protocol may override them. ``fresh``: a new network and optimizer at every
-    task, the healthy reference. ``cost``: seconds relative to plain training, for time estimates only.
+    hyper-parameters, and a protocol may override them: with "lr" also its own learning rate, for a method that was
+    published with another, and with "parts" in the form of a combination. ``fresh``: a new network and optimizer at
+    every task, the healthy reference. ``cost``: seconds relative to plain training, for time estimates only.
     """
 
     name: str
@@ -59,9 +60,14 @@ class Method:
         """Raise what a run would raise because the protocol's network or optimizer has no form of this method."""
         protocol.build_optimizers(self.build(protocol, 0).parameters())
 
+    def kind(self, settings: Mapping[str, Any]) -> str:
+        """The intervention that these settings are of: a combination if they have parts."""
+        return "Combination" if "parts" in settings else self.intervention
+
     def settings_in(self, protocol: Protocol, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Own defaults, then the protocol's, then the caller's; with hidden boundaries no schedule waits for one."""
-        found = {**self.settings, **protocol.settings.get(self.name, {}), **(overrides or {})}
+        own = protocol.settings.get(self.name, {})
+        found = {**({} if "parts" in own else self.settings), **own, **(overrides or {})}
         if not protocol.hidden_boundaries or not self.intervention:
             return found
         if "parts" in found:
@@ -78,10 +84,11 @@ class Method:
             fields = {f.name for f in dataclasses.fields(interventions.available()[name])}
             return {**{k: v for k, v in (("seed", seed), ("initial", initial)) if k in fields}, **own}
 
-        own = told(self.intervention, settings)
+        kind = self.kind(settings)
+        own = told(kind, {k: v for k, v in settings.items() if k != "lr"})
         if "parts" in own:  # of a combination
             own["parts"] = [told(part["name"], part) for part in own["parts"]]
-        return interventions.create(self.intervention, **own)
+        return interventions.create(kind, **own)
 
 
 def _by_steps(intervention: str, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -141,6 +141,11 @@ def summarise(records: Records) -> dict[str, float]:
     }
 
 
+def diverged(records: Records) -> bool:
+    """Whether a training loss of the run was not finite: its answers then count as wrong."""
+    return any(r.instrument == LOSS and r.status != MEASURED for r in records)
+
+
 def metric_of(records: Records) -> str:
     """What a run counts: "accuracy", or the other metric of its protocol."""
     found = next(

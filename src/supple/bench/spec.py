@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,8 @@ from supple.bench import methods, protocols
 from supple.bench.protocols import Protocol
 from supple.errors import InputError
 
+#: what runs of earlier versions had, whose protocol does not name it
+ONCE: Mapping[str, Any] = {"labels": "sorted", "widths": (32, 64, 128)}
 #: time of a slot in a cohort over time of the same run in the loop, about; for estimates of the time left
 COHORT_COST = 0.2
 
@@ -67,19 +70,29 @@ class RunSpec:
 
     def manifest(self) -> dict[str, Any]:
         """Plain types; two specs with equal manifests have equal records."""
-        method = methods.get(self.method)
+        method, settings = methods.get(self.method), self.method_settings
         return {
             "engine": self.engine,
             "protocol": self.protocol.to_dict(),
             "method": self.method,
-            "intervention": method.intervention,
-            "method_settings": method.settings_in(self.protocol, self.settings),
+            "intervention": method.kind(settings),
+            "method_settings": settings,
             "seed": self.seed,
             "measure_every": self.measure_every,
             "instruments": self.instruments,
             "edge_instruments": self.edge_instruments,
             "probe": self.probe,
         }
+
+    @property
+    def method_settings(self) -> dict[str, Any]:
+        """The method's settings in this protocol; "lr" among them is a learning rate of its own."""
+        return methods.get(self.method).settings_in(self.protocol, self.settings)
+
+    @property
+    def taught(self) -> Protocol:
+        """The protocol with the learning rate of the method, as a learner takes it."""
+        return dataclasses.replace(self.protocol, lr=self.method_settings.get("lr", self.protocol.lr))
 
     def measured(self) -> list[int]:
         """Indices of the tasks after which the network is measured."""
@@ -105,13 +118,18 @@ def grid(
 def different(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """The first setting in which two descriptions of a protocol differ, in words; empty where they agree.
 
-    A setting that only one of them names is none: runs of earlier versions lack what was added since.
+    A setting that only one of them names is none: runs of earlier versions lack what was added since. But for what
+    is known of them.
 
     >>> different({"tasks": 3, "lr": 0.1}, {"tasks": 4, "batch": 8})
     'tasks 3 and 4'
+    >>> different({"tasks": 3}, {"tasks": 3, "labels": "drawn"})
+    'labels sorted and drawn'
     """
-    for key in sorted(one.keys() & other.keys()):
-        a, b = one[key], other[key]
+    for key in sorted(one.keys() | other.keys()):
+        if key not in ONCE and not (key in one and key in other):
+            continue
+        a, b = (side.get(key, ONCE.get(key)) for side in (one, other))
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             if inside := different(a, b):
                 return f"{key}: {inside}"

@@ -321,8 +321,9 @@ def onset(
     """The first task from which a curve stays below the reference by more than a margin, to the end.
 
     Of d_t = mean over runs of curve - reference, each task standing for the mean of the coming twentieth of the
-    tasks, so a sharp fall is dated up to a twentieth early. The interval is that of a bootstrap over runs in which
-    a course that never falls counts as the number of tasks.
+    tasks (two at least), so a sharp fall is dated up to a twentieth early. Only full windows count: a fall that
+    begins within the last twentieth has not been seen for long enough to be one. The interval is that of a bootstrap
+    over runs in which a course that never falls counts as the number of tasks.
 
     Args:
         curves, reference: (runs, tasks), runs of equal seed in the same order.
@@ -354,9 +355,9 @@ def onset(
 
 def _first_below(d: Floats, margin: float) -> int:
     """The first index from which the smoothed course stays below -margin; its length where there is none."""
-    width = max(1, len(d) // 20)
+    width = min(max(2, len(d) // 20), len(d))
     sums = np.cumsum(np.r_[0.0, d])
-    ends = np.minimum(np.arange(len(d)) + width, len(d))  # the mean of the coming ``width`` tasks
-    smooth = (sums[ends] - sums[np.arange(len(d))]) / (ends - np.arange(len(d)))
-    above = np.flatnonzero(smooth >= -margin)
-    return int(above[-1]) + 1 if len(above) else 0
+    means = (sums[width:] - sums[:-width]) / width  # of the coming ``width`` tasks
+    above = np.flatnonzero(means >= -margin)
+    first = int(above[-1]) + 1 if len(above) else 0
+    return first if first < len(means) else len(d)

@@ -15,7 +15,7 @@ import numpy as np
 from supple.bench import methods, statistics
 from supple.bench.cohort.engine import COHORTS
 from supple.bench.kept import forgotten, stability
-from supple.bench.rows import curve, metric_of
+from supple.bench.rows import curve, diverged, metric_of
 from supple.bench.spec import different
 from supple.bench.statistics import Estimate, Paired
 from supple.errors import StoreError
@@ -32,7 +32,8 @@ class Row:
     ``kept`` is the metric on earlier tasks after the last one, ``forgetting`` the area of forgetting; None where a run
     has no earlier task or did not look back on one.
 
-    An upper end of ``onset`` that equals ``tasks`` says that the fall may never come.
+    An upper end of ``onset`` that equals ``tasks`` says that the fall may never come. ``diverged``: runs with a loss
+    that was not finite, whose answers count as wrong.
     """
 
     protocol: str
@@ -48,6 +49,7 @@ class Row:
     tasks: int
     kept: Estimate | None = None
     forgetting: Estimate | None = None
+    diverged: int = 0
 
     @property
     def lost_from(self) -> str:
@@ -64,6 +66,7 @@ class Row:
     def to_dict(self) -> dict[str, Any]:
         """Plain types, three numbers for each estimate."""
         row: dict[str, Any] = {"protocol": self.protocol, "method": self.method, "seeds": list(self.seeds)}
+        row["diverged"] = self.diverged
         for name in ("first", "last", "end", "area", "from_peak"):
             row[name] = _numbers(getattr(self, name))
         for name in KEPT:
@@ -115,29 +118,32 @@ class Summary:
                 "method",
                 "seeds",
                 *(f"{n}{s}" for n in names for s in ("", "_lo", "_hi")),
-                "minus_fresh",
+                *(f"minus_fresh{s}" for s in ("", "_lo", "_hi")),
                 "onset",
                 "onset_lo",
                 "onset_hi",
                 *(f"{n}{s}" for n in KEPT for s in ("", "_lo", "_hi")),
+                "diverged",
             ]
         )
         for row in self.rows:
             cells = [x for n in names for x in _numbers(getattr(row, n)).values()]
-            fresh = "" if row.against_fresh is None else row.against_fresh.difference.value
+            fresh = _or_none(None if row.against_fresh is None else row.against_fresh.difference).values()
             never = row.against_fresh is not None and row.onset is None
             when = ["never" * never, "", ""] if row.onset is None else _numbers(row.onset).values()
             back = [x for n in KEPT for x in _or_none(getattr(row, n)).values()]
-            writer.writerow([row.protocol, row.method, len(row.seeds), *cells, fresh, *when, *back])
+            about = [row.protocol, row.method, len(row.seeds)]
+            writer.writerow([*about, *cells, *fresh, *when, *back, row.diverged])
         return out.getvalue()
 
     def __str__(self) -> str:
         lines = []
         for protocol in dict.fromkeys(r.protocol for r in self.rows):
             rows = sorted((r for r in self.rows if r.protocol == protocol), key=lambda r: -r.last.value)
+            wide = max(18, *(len(r.method) for r in rows))
             lines += [
                 protocol,
-                f"{'method':<18}{'n':>3}{'first':>7}{'last tenth':>21}{'minus fresh':>23}{'onset':>8}",
+                f"{'method':<{wide}}{'n':>3}{'first':>7}{'last tenth':>21}{'minus fresh':>23}{'onset':>8}",
             ]
             digits = _digits(rows)
             for r in rows:
@@ -146,7 +152,7 @@ class Summary:
                 )
                 first = f"{r.first.value:.{digits}f}"
                 lines.append(
-                    f"{r.method:<18}{len(r.seeds):>3}{first:>7}{_short(r.last, digits):>21}{fresh:>23}"
+                    f"{r.method:<{wide}}{len(r.seeds):>3}{first:>7}{_short(r.last, digits):>21}{fresh:>23}"
                     f"{'' if r.against_fresh is None else r.lost_from.partition(' ')[0]:>8}".rstrip()
                 )
             lines += [f"onset of {r.method}: task {r.lost_from}" for r in rows if r.onset]
@@ -156,6 +162,11 @@ class Summary:
                 "fresh network by 0.05 (of returns: by a tenth of its level), with the 95 %",
                 "bootstrap interval over seeds",
             ]
+        lines += [
+            f"diverged: {r.method} on {r.protocol}: loss not finite in {r.diverged} of {len(r.seeds)} run(s)"
+            for r in self.rows
+            if r.diverged
+        ]
         lines += [f"left out: {name}: {why}" for name, why in self.left_out.items()]
         return "\n".join(lines)
 
@@ -253,6 +264,7 @@ def _row(key: tuple[str, str], runs: Mapping[int, StoredRun], fresh: Mapping[int
         tasks=min(len(c) for c in online),
         kept=_if_known([stability(runs[s].records) for s in seeds]),
         forgetting=_if_known([forgotten(runs[s].records) for s in seeds]),
+        diverged=sum(diverged(runs[s].records) for s in seeds),
     )
 
 

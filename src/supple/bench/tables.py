@@ -73,5 +73,24 @@ def to_csv(tables: Sequence[Table]) -> str:
     return out.getvalue()
 
 
+def aligned(rows: Sequence[Sequence[str]], least: Sequence[int] = ()) -> list[str]:
+    """Rows of a text as lines: the first column to the left, the others to the right, as wide as their longest cell.
+
+    >>> aligned([("method", "n"), ("plain", "10")])
+    ['method   n', 'plain   10']
+
+    Args:
+        rows: equally long ones. least: widths that columns have at least, so that tables below one another agree.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = [max(w, *least[i : i + 1], 0) for i, w in enumerate(widths)]
+    return [
+        "  ".join(
+            f"{c:{'>' if i else '<'}{w}}" for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from supple.cli.bench_choice import changes, chosen
-from supple.cli.diagnose import check_target
+from supple.cli.bench_choice import changes, chosen, name_data
+from supple.cli.diagnose import check_folder, check_target
 from supple.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from supple.bench import RunSpec
     from supple.bench.studies import Study
@@ -35,21 +34,24 @@ class BenchList:
 
         check_target(self.json)
         if str(self.json) != "-":
-            say("protocols")
-            for name, protocol in PROTOCOLS.items():
-                say(f"  {name:<22} {protocol.description}; presets: {', '.join(protocol.presets)}")
-            say("studies (several protocols, their own methods)")
-            for name, study in STUDIES.items():
-                say(f"  {name:<22} {study.description}; presets: {', '.join(study.presets)}")
-            say("experiments (their own cases, one after the other)")
-            for name, experiment in EXPERIMENTS.items():
-                say(f"  {name:<22} {experiment.description}; presets: {', '.join(experiment.presets)}")
-            say("reinforcement-learning suites (environments for an agent of yours: supple.streams.rl.suite)")
-            for name, suite in suites().items():
-                say(f"  {name:<22} extra {suite.extra}{', not installed' * bool(suite.missing)}")
-            say("methods")
-            for name, method in METHODS.items():
-                say(f"  {name:<22} {method.title}")
+            parts: dict[str, dict[str, str]] = {
+                "protocols": {n: _listed(p.description, p.presets) for n, p in PROTOCOLS.items()},
+                "studies (several protocols, their own methods)": {
+                    n: _listed(s.description, s.presets) for n, s in STUDIES.items()
+                },
+                "experiments (their own cases, one after the other)": {
+                    n: _listed(e.description, e.presets) for n, e in EXPERIMENTS.items()
+                },
+                "reinforcement-learning suites (environments for an agent of yours: supple.streams.rl.suite)": {
+                    n: f"extra {s.extra}{', not installed' * bool(s.missing)}" for n, s in suites().items()
+                },
+                "methods": {n: m.title for n, m in METHODS.items()},
+            }
+            wide = max(len(name) for lines in parts.values() for name in lines)
+            for heading, lines in parts.items():
+                say(heading)
+                for name, text in lines.items():
+                    say(f"  {name:<{wide}} {text}")
         table = {
             "protocols": {
                 n: {"title": p.title, "description": p.description, "presets": list(p.presets)}
@@ -66,6 +68,10 @@ class BenchList:
         }
         emit_json(table, self.json)
         return 0
+
+
+def _listed(description: str, presets: Iterable[str]) -> str:
+    return f"{description}; presets: {', '.join(presets)}"
 
 
 @dataclass(frozen=True)
@@ -119,10 +125,11 @@ class BenchRun:
         from supple.cli.experiments import run_experiment
 
         check_target(self.json)
-        for name in ("seeds", "workers"):
+        check_folder(self.out)
+        for name, least in (("seeds", 1), ("workers", 1), ("tasks", 1), ("measure_every", 0)):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"--{name} must be at least 1", found=value)
+            if value is not None and value < least:
+                raise InputError(f"--{name.replace('_', '-')} must be at least {least}", found=value)
         if self.engine == "ray" and self.workers is not None:
             raise InputError("--engine ray takes every core of the cluster, and no --workers")
         if self.protocol in EXPERIMENTS:
@@ -133,8 +140,7 @@ class BenchRun:
             raise InputError(
                 f"--model is for lm-rounds and lm-classification; {self.protocol} has its own network"
             )
-        if self.data is not None:
-            os.environ["SUPPLE_DATA"] = str(self.data)  # the workers inherit it
+        name_data(self.data)
         protocol = protocols.create(
             self.protocol,
             self.preset or "demo",
@@ -208,12 +214,16 @@ class BenchRun:
 
 
 def show(folder: Path, json: Path | None, quiet: bool = False) -> int:
-    """Print the table of a folder of runs, and write it; ``quiet`` where something else went to stdout."""
+    """Print the table of a folder of runs, and write it; ``quiet`` where something else went to stdout: then only what
+    was left out is said, on stderr."""
     from supple.bench import collect
-    from supple.cli.console import emit_json, say
+    from supple.cli.console import emit_json, note, say
 
     summary = collect(folder)
-    if str(json) != "-" and not quiet:
+    if quiet:
+        for name, why in summary.left_out.items():
+            note(f"left out: {name}: {why}")
+    elif str(json) != "-":
         say(str(summary))
     emit_json({"rows": summary.to_dicts(), "left_out": summary.left_out}, json)
     return 0

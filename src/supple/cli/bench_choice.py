@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from supple.errors import InputError
@@ -19,6 +21,29 @@ def widths(text: str) -> dict[str, Any]:
         raise InputError("--layers takes whole numbers separated by commas", found=text, do="such as 64,64")
     found = tuple(int(p) for p in parts)
     return {"hidden": found, "variant": "layers-" + "-".join(map(str, found))}
+
+
+def names(text: str) -> list[str]:
+    """``--methods``: names separated by commas, spaces around them or not; each once.
+
+    Raises:
+        InputError: no name, or one twice.
+    """
+    found = [name for part in text.split(",") if (name := part.strip())]
+    if not found:
+        raise InputError("--methods takes names separated by commas", found=repr(text))
+    if twice := sorted({n for n in found if found.count(n) > 1}):
+        raise InputError("a method is named twice", found=", ".join(twice), do="name each once")
+    return found
+
+
+def name_data(folder: Path | None) -> None:
+    """``--data``: the folder of the data sets, for this process and the workers, which inherit it."""
+    if folder is None:
+        return
+    if not folder.is_dir():
+        raise InputError("--data: there is no such folder", where=str(folder))
+    os.environ["SUPPLE_DATA"] = str(folder)
 
 
 def changes(asked: BenchRun) -> dict[str, Any]:
@@ -43,17 +68,17 @@ def chosen(protocol: Protocol, wanted: str) -> list[str]:
 
     kept: list[str] = []
     refused: dict[str, list[str]] = {}
-    for name in list(methods.METHODS) if wanted == "all" else wanted.split(","):
+    for name in list(methods.METHODS) if wanted.strip() == "all" else names(wanted):
         try:
             methods.get(name).check(protocol)
         except InputError as error:
-            if wanted != "all":
+            if wanted.strip() != "all":
                 raise
             refused.setdefault(error.what, []).append(name)
         else:
             kept.append(name)
-    for why, names in refused.items():
-        note(f"left out: {', '.join(names)}: {why}")
+    for why, some in refused.items():
+        note(f"left out: {', '.join(some)}: {why}")
     if protocol.hidden_boundaries:
         _tell_rhythm(protocol, kept)
     return kept

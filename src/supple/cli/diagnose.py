@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from supple.errors import InputError
 
-MECHANISMS_THAT_FAIL = {"present": ("present",), "inconclusive": ("present", "inconclusive")}
+#: NaN or Inf is no clean bill: it fails wherever a finding would
+MECHANISMS_THAT_FAIL = {
+    "present": ("present", "invalid"),
+    "inconclusive": ("present", "invalid", "inconclusive"),
+}
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,7 @@ class Diagnose:
     model: str
     """pkg.module:function that builds the model (the current folder is searched first)."""
     checkpoint: Path
-    """Weights: .safetensors, .pt, .pth or .bin (tensors only), or a model folder."""
+    """Weights: .safetensors, .pt, .pth, .ckpt or .bin (tensors only), or a model folder."""
     probe: str
     """pkg.module:name of (inputs, targets), or of a function that returns them. Held out."""
     loss: str = "cross_entropy"
@@ -36,7 +41,7 @@ class Diagnose:
     html: Path | None = None
     """Write one offline HTML page to this file."""
     fail_on: Literal["present", "inconclusive", "never"] = "never"
-    """Exit with 1 when a finding has this status (inconclusive counts present too)."""
+    """Exit with 1 when a finding has this status (inconclusive counts present too; NaN or Inf counts with both)."""
 
     def run(self) -> int:
         from supple import api
@@ -45,8 +50,8 @@ class Diagnose:
 
         if self.budget is not None and not self.budget >= 0:
             raise InputError("--budget must be zero or a positive number of seconds", found=self.budget)
-        for target in (self.json, self.html):
-            check_target(target)
+        check_target(self.json)
+        check_target(self.html, stdout=False)
         model, factory = loading.build_model(self.model)
         loading.load_weights(model, self.checkpoint)
         healthy = loading.reference(self.reference, factory, model)
@@ -62,11 +67,37 @@ class Diagnose:
         return int(any(f.status in bad for f in report.findings))
 
 
-def check_target(target: Path | None) -> None:
-    """Refuse an output path that cannot be written, before any work is done."""
-    if target is None or str(target) == "-":
+def check_target(target: Path | None, *, stdout: bool = True) -> None:
+    """Refuse an output path that cannot be written, before any work is done; ``stdout``: whether - stands for it."""
+    if target is None or (stdout and str(target) == "-"):
         return
+    if str(target) == "-":
+        raise InputError("this output goes to a file, not to stdout", do="name a file")
     if target.is_dir():
         raise InputError("the output path is a folder", where=str(target), do="name a file")
     if not target.parent.is_dir():
         raise InputError("there is no such folder to write into", where=str(target.parent))
+    _try_to_write(target.parent)
+
+
+def check_folder(folder: Path | None) -> None:
+    """Refuse a folder for outputs that cannot be made or written; it is made when there is something to write."""
+    if folder is None:
+        return
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not there.is_dir():
+        raise InputError("the output folder cannot be made: this is a file", where=str(there))
+    _try_to_write(there)
+
+
+def _try_to_write(folder: Path) -> None:
+    """By a file that is gone at once: permission bits tell neither of read-only disks nor of the superuser."""
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(
+            "this folder cannot be written into",
+            found=error.strerror,
+            where=str(folder),
+            do="name a place that can be written to",
+        ) from error

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from supple.cli.bench_choice import names
 from supple.cli.diagnose import check_target
 from supple.errors import InputError
 
@@ -18,7 +19,7 @@ def run_experiment(experiment: Experiment, asked: BenchRun) -> int:
     """Compute what the folder has not, and show the answer; options that do nothing here are refused."""
     from supple.cli.console import note
 
-    methods = None if asked.methods is None else [m.strip() for m in asked.methods.split(",") if m.strip()]
+    methods = None if asked.methods is None else names(asked.methods)
     own = {
         "--methods": methods,
         "--measure-every": asked.measure_every,

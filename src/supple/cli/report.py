@@ -32,7 +32,7 @@ class Report:
 
     def run(self) -> int:
         check_target(self.json)
-        check_target(self.html)
+        check_target(self.html, stdout=False)
         path = self.run_path
         if not path.exists():
             raise InputError("there is no such run", where=str(path), do="check the path")

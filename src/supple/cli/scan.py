@@ -22,8 +22,8 @@ class Scan:
     """
 
     checkpoints: tuple[Path, ...]
-    """.safetensors, .pt, .pth or .bin files, model folders or folders of LoRA adapters; rounds in order, the oldest
-    first."""
+    """.safetensors, .pt, .pth, .ckpt or .bin files, model folders or folders of LoRA adapters; rounds in order, the
+    oldest first."""
     instruments: str = "all"
     """Names separated by commas, or all."""
     embeddings: bool = False
@@ -48,15 +48,16 @@ class Scan:
     json: Path | None = None
     """Write everything as JSON to this file, or to stdout with -."""
     fail_on: Literal["present", "inconclusive", "never"] = "never"
-    """Exit with 1 when a finding has this status (inconclusive counts present too)."""
+    """Exit with 1 when a finding has this status (inconclusive counts present too; NaN or Inf counts with both)."""
 
     def run(self) -> int:
         from supple.cli.console import emit_json, note, say
 
         if not self.checkpoints:
             raise InputError("no checkpoint was named", do="supple scan CKPT [CKPT …]")
-        for target in (self.json, self.html, self.parquet):
-            check_target(target)
+        check_target(self.json)
+        for target in (self.html, self.parquet):
+            check_target(target, stdout=False)
         if self.parquet is not None:
             need("pyarrow", "bench")
         report = self._measure()

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from supple.cli.diagnose import check_target
+from supple.cli.bench_choice import name_data
+from supple.cli.diagnose import check_folder, check_target
+from supple.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class BenchTune:
     """Seeds of each trial; never those of the report."""
     seeds: int = 5
     """Seeds of the report: 0 to N-1."""
+    data: Path | None = None
+    """Folder of the data sets (default: SUPPLE_DATA)."""
     out: Path = Path("runs/tune")
     """Folder for the trials and runs."""
     workers: int | None = None
@@ -40,6 +44,10 @@ class BenchTune:
         from supple.cli.train import cores
 
         check_target(self.json)
+        check_folder(self.out)
+        if self.workers is not None and self.workers < 1:
+            raise InputError("--workers must be at least 1", found=self.workers)
+        name_data(self.data)
         changed = {} if self.tasks is None else {"tasks": self.tasks}
         protocol = protocols.create(self.protocol, self.preset, **changed)
         protocol.check()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from supple.errors import InputError
+from supple.layouts import is_conv1d
 
 #: called as ``f(tensor, generator=generator)`` and fills the tensor in place, like `torch.nn.init`
 Initialiser: TypeAlias = Callable[..., object]
@@ -20,6 +21,7 @@ Initialiser: TypeAlias = Callable[..., object]
 Initial: TypeAlias = str | Initialiser | Tensor
 
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONV1D_STD = 0.02  # of the Conv1D of transformers, whose bias is zero
 _UNIFORM_SHAPE = 1.8  # max|w| / std is sqrt(3) = 1.73 for a uniform law and above 2 for a normal one
 _FEW = 30  # below this many values the shape of the law cannot be told
 
@@ -85,7 +87,7 @@ def default_refusal(module: nn.Module) -> str | None:
             if _own_initialiser(module, base):
                 return f"{type(module).__name__} overrides reset_parameters of {base.__name__}"
             return None
-    if isinstance(module, nn.MultiheadAttention):
+    if isinstance(module, nn.MultiheadAttention) or is_conv1d(module):
         return None
     return f"no default initialiser is known for {type(module).__name__}"
 
@@ -97,6 +99,8 @@ def _default_weight(module: nn.Module, name: str, t: Tensor, g: torch.Generator)
             t[module.padding_idx].zero_()
     elif isinstance(module, nn.MultiheadAttention):
         nn.init.xavier_uniform_(t, generator=g)
+    elif is_conv1d(module):
+        nn.init.normal_(t, std=_CONV1D_STD, generator=g)
     else:
         fan_in = t.shape[1] if isinstance(module, nn.Bilinear) else fans(t)[0]
         bound = 1.0 / math.sqrt(fan_in) if fan_in else 0.0
@@ -105,7 +109,7 @@ def _default_weight(module: nn.Module, name: str, t: Tensor, g: torch.Generator)
 
 def _default_bias(module: nn.Module, t: Tensor, g: torch.Generator) -> None:
     weight = getattr(module, "weight", None)
-    if isinstance(module, nn.MultiheadAttention) or not isinstance(weight, Tensor):
+    if isinstance(module, nn.MultiheadAttention) or is_conv1d(module) or not isinstance(weight, Tensor):
         t.zero_()
         return
     fan_in = weight.shape[1] if isinstance(module, nn.Bilinear) else fans(weight)[0]
@@ -158,17 +162,17 @@ def draw(
     """A full fresh tensor for one parameter of a layer.
 
     Args:
-        module: the layer; `Linear`, `Conv1/2/3d`, `ConvTranspose1/2/3d`, `Embedding`, `Bilinear` and
-            `MultiheadAttention` have known defaults.
+        module: the layer; `Linear`, `Conv1/2/3d`, `ConvTranspose1/2/3d`, `Embedding`, `Bilinear`,
+            `MultiheadAttention` and the `Conv1D` of transformers have known defaults.
         parameter_name: the parameter inside the module. A one-dimensional one is a bias: it gets the class
             default whatever ``initial`` says of the weight, or, if ``initial`` is a tensor, that law.
         generator: see `supple.fresh.generator`; the values are drawn on its device.
-        initial: "auto" is the class default of PyTorch; a name of `NAMED`; a callable
+        initial: "auto" is the class default; a name of `NAMED`; a callable
             ``f(tensor, generator=generator)`` that fills in place (any function of `torch.nn.init`);
             or the parameter's stored initial value, whose law (constant, uniform, normal) and scale are
             copied. Orthogonal structure cannot be read off a stored value.
-        transposed: the matrix is stored as (inputs, outputs), so that its law is drawn for its transpose (x @ W,
-            the Conv1D of GPT-2).
+        transposed: the matrix is stored as (inputs, outputs), so that its law is drawn for its transpose (x @ W); known
+            of the Conv1D of GPT-2.
 
     Returns:
         A tensor of the parameter's shape, dtype and device.
@@ -189,6 +193,7 @@ def draw(
             found=reason,
             do="pass initial=callable(tensor, generator=...), a known name, or the stored initial value",
         )
+    transposed = parameter.dim() == 2 and (transposed or is_conv1d(module))
     dtype = parameter.dtype if parameter.dtype == torch.float64 else torch.float32
     shape = parameter.shape[::-1] if transposed else parameter.shape
     fresh = torch.empty(shape, dtype=dtype, device=generator.device)

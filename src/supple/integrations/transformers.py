@@ -13,8 +13,9 @@ again when training resumes from it. Without interventions the trained weights a
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from supple.integrations._watch import Watching, attach, state_of
 
 _base: Any = need("transformers", "llm").TrainerCallback
 STATE_FILE = "supple.pt"
+#: losses, as transformers names them, that compare logits and labels place by place
+_ALIGNED = ("ForMaskedLM", "ForTokenClassification")
 
 
 def logits(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
@@ -45,14 +48,21 @@ def token_loss(outputs: Tensor, labels: Tensor) -> Tensor:
     return nn.functional.mse_loss(outputs.squeeze(-1).float(), labels)
 
 
+def aligned_loss(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of (B, T, V) logits at the labels' own places, as of masked words and of classes of tokens."""
+    return nn.functional.cross_entropy(outputs.flatten(0, 1).float(), labels.flatten(), ignore_index=-100)
+
+
 class SuppleCallback(Watching, _base):  # type: ignore[misc]
     """Attach a `supple.Monitor` and interventions to a Trainer run.
 
     Args:
-        probe: ``(inputs mapping, labels)``, or a data set of dicts whose first ``probe_size`` rows serve.
+        probe: ``(inputs mapping, labels)``, a batch as a mapping with labels, or a data set (also a stream) of dicts
+            whose first ``probe_size`` rows serve.
         probe_size: rows taken from a data set.
         every: optimizer steps between two measurements (int or callable).
-        loss_fn: ``loss_fn(logits, labels)``; by default next-token or class cross-entropy.
+        loss_fn: ``loss_fn(logits, labels)``; by default next-token or class cross-entropy, and cross-entropy at the
+            labels' own places for encoder-decoders and for models of masked words or of classes of tokens.
         instruments: the bundle, as in `supple.Monitor`.
         interventions: attached at the start of training, detached at its end.
         sinks: trackers with ``log(values, step)``.
@@ -84,11 +94,18 @@ class SuppleCallback(Watching, _base):  # type: ignore[misc]
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's shell around the real one
         inputs, labels = self._find(kwargs.get("eval_dataloader") or kwargs.get("train_dataloader"), args)
+        aligned = self.loss_fn is token_loss and getattr(model, "loss_type", None) in _ALIGNED
+        if getattr(getattr(model, "config", None), "is_encoder_decoder", False) and labels.dim() == 2:
+            aligned = self.loss_fn is token_loss
+            if (
+                "decoder_input_ids" not in inputs
+            ):  # the model makes them of its labels, which it is not given here
+                inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels)
         monitor = supple.Monitor(
             model,
             optimizer,
             probe=(inputs, labels),
-            loss_fn=self.loss_fn,
+            loss_fn=aligned_loss if aligned else self.loss_fn,
             every=self.every,
             instruments=self.instruments,
             forward=logits,
@@ -111,8 +128,12 @@ class SuppleCallback(Watching, _base):  # type: ignore[misc]
 
     def _find(self, loader: Any, args: Any) -> tuple[dict[str, Any], Tensor]:
         """The probe on the training device: the given one, or the first rows of a data set."""
+        from supple.observe import rng_guard
+
         if isinstance(self.probe, tuple):
             batch = {**self.probe[0], "labels": self.probe[1]}
+        elif isinstance(self.probe, Mapping):
+            batch = dict(self.probe)
         else:
             if self.probe is None:
                 warnings.warn(
@@ -120,14 +141,40 @@ class SuppleCallback(Watching, _base):  # type: ignore[misc]
                     "in-sample; pass the evaluation set as probe",
                     stacklevel=2,
                 )
-            data = loader.dataset if self.probe is None else self.probe
-            # rows by index: a sampler would draw from the global generator and change the run
-            rows = [data[i] for i in range(min(len(data), self.probe_size))]
-            collate = (
-                loader.collate_fn if loader is not None else need("transformers", "llm").default_data_collator
-            )
-            batch = dict(collate(rows)) if rows else {}
+            # a collator that masks words at random, or a data set that augments, draws from the global generators
+            with rng_guard():
+                rows = self._rows(loader.dataset if self.probe is None else self.probe)
+                collate = (
+                    loader.collate_fn
+                    if loader is not None
+                    else need("transformers", "llm").default_data_collator
+                )
+                try:
+                    batch = dict(collate(rows))
+                except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                    raise InputError(
+                        "the Trainer's collator makes no batch of the probe's rows",
+                        found=f"{type(error).__name__} {error}, in a {type(rows[0]).__name__}",
+                        do="give rows as the Trainer prepares them; with trl: trainer.add_callback("
+                        "SuppleCallback(trainer.eval_dataset))",
+                    ) from error
         if "labels" not in batch:
             raise InputError("the probe has no labels", found=sorted(batch), do="pass probe=(inputs, labels)")
         labels = batch.pop("labels").to(args.device)
         return {k: v.to(args.device) for k, v in batch.items() if isinstance(v, Tensor)}, labels
+
+    def _rows(self, data: Any) -> list[Any]:
+        """The first rows: by index, since a sampler would draw and change the run, or off a stream that was given."""
+        if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+            rows = [data[i] for i in range(min(len(data), self.probe_size))]
+        elif self.probe is None or hasattr(data, "batch_sampler") or not isinstance(data, Iterable):
+            raise InputError(
+                "the first rows of this cannot be taken without changing the run",
+                found=type(data).__name__,
+                do="pass probe=(inputs, labels), or a data set of dicts",
+            )
+        else:
+            rows = list(itertools.islice(data, self.probe_size))
+        if not rows:
+            raise InputError("the probe has no rows", found=type(data).__name__, do="pass some")
+        return rows

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from supple.interventions.engine import ResetEngine
+from supple.layouts import is_linear, linear_size
 from supple.topology.graph import Edge, Layer
 
 _BATCH_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
@@ -65,8 +66,10 @@ def channel_dim(module: nn.Module, value: Tensor) -> int:
 
 
 def _readable(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Linear, nn.modules.conv._ConvNd, *_BATCH_NORMS)) or (
-        isinstance(module, _LAST_NORMS) and len(module.normalized_shape) == 1
+    return (
+        is_linear(module)
+        or isinstance(module, (nn.modules.conv._ConvNd, *_BATCH_NORMS))
+        or (isinstance(module, _LAST_NORMS) and len(module.normalized_shape) == 1)
     )
 
 
@@ -74,6 +77,8 @@ def _width(module: nn.Module, side: str) -> int:
     """Channels that a readable module reads ("in") or gives ("out")."""
     if isinstance(module, _LAST_NORMS):
         return int(module.normalized_shape[0])
+    if is_linear(module):
+        return linear_size(module)[side == "out"]
     names = (f"{side}_features", f"{side}_channels", "num_features", "num_channels")
     return next(int(getattr(module, n)) for n in names if hasattr(module, n))
 
@@ -116,11 +121,9 @@ def preactivation_site(engine: ResetEngine, layer: Layer) -> Site | str:
     module = engine.modules[layer.module]
     if layer.members:
         return "a head has no pre-activation"
-    if layer.part or not isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+    if layer.part or not (is_linear(module) or isinstance(module, nn.modules.conv._ConvNd)):
         return "its pre-activations are not the output of a module"
-    path, index = layer.module, torch.arange(layer.units)
-    if layer.unit_dim == 0:
-        index = torch.from_numpy(layer.rows)
+    path, index = layer.module, torch.from_numpy(layer.rows)
     for norm in layer.norms:
         if norm.before_activation:
             found = engine.modules.get(norm.module)

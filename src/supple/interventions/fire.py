@@ -16,6 +16,7 @@ from supple.interventions.base import Intervention
 from supple.interventions.handle import Handle, Optimizers
 from supple.interventions.registry import register
 from supple.interventions.schedule import Schedule
+from supple.layouts import is_linear
 from supple.status import Mechanism
 from supple.topology import trace
 
@@ -78,7 +79,7 @@ class FIRE(Intervention):
         found: list[tuple[str, nn.Module]] = [
             (name, m)
             for name, m in model.named_modules()
-            if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and m.weight.requires_grad
+            if (is_linear(m) or isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)) and m.weight.requires_grad
         ]
         outputs = {found[-1][0]} if found else set()
         if inputs is not None and not self.output:

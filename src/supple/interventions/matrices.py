@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from supple.errors import AttachError
 from supple.functional import weight_matrix
+from supple.layouts import is_conv1d, is_linear
 from supple.topology.graph import Topology
 
 NORMS = (
@@ -28,7 +29,10 @@ _GATES = {"LSTM": 4, "GRU": 3, "LSTMCell": 4, "GRUCell": 3}
 
 @dataclass(frozen=True)
 class Matrix:
-    """One matrix: a weight, a block of rows of a packed one, or the stack of a grouped convolution's."""
+    """One matrix: a weight, a block of units of a packed one, or the stack of a grouped convolution's.
+
+    ``transposed``: its units are the second axis of the weight (transposed convolutions, GPT-2's Conv1D).
+    """
 
     name: str  # qualified parameter name, "#part" for a block
     module: nn.Module
@@ -48,7 +52,8 @@ class Matrix:
         """(m, n), or (groups, m, n); through the parametrisation, if the module has one."""
         weight: Tensor = getattr(self.module, self.attribute)
         if self.rows is not None:
-            weight = weight[self.rows if isinstance(self.rows, slice) else list(self.rows)]
+            rows = self.rows if isinstance(self.rows, slice) else list(self.rows)
+            weight = weight[:, rows] if self.transposed else weight[rows]
         return weight_matrix(weight, self.groups, self.transposed)
 
 
@@ -131,12 +136,12 @@ def _of_module(module: nn.Module, path: str, names: dict[int, str]) -> Iterator[
             attribute,
             own,
             groups=module.groups if isinstance(module, _CONV) else 1,
-            transposed=isinstance(module, _TRANSPOSED),
+            transposed=isinstance(module, _TRANSPOSED) or is_conv1d(module),
         )
 
 
 def _weight_names(module: nn.Module) -> list[str]:
-    if isinstance(module, (nn.Linear, _CONV, nn.Embedding)):
+    if is_linear(module) or isinstance(module, (_CONV, nn.Embedding)):
         return ["weight"]
     if isinstance(module, nn.MultiheadAttention):
         packed = ["in_proj_weight"] if module._qkv_same_embed_dim else [f"{x}_proj_weight" for x in "qkv"]
@@ -152,7 +157,7 @@ def _split(
     """The blocks of a packed weight: by the class's known layout, or by what a trace has seen."""
 
     def block(label: str, rows: tuple[int, ...] | slice) -> Matrix:
-        return Matrix(f"{matrix.name}#{label}", module, matrix.attribute, matrix.parameters, rows)
+        return replace(matrix, name=f"{matrix.name}#{label}", rows=rows, groups=1)
 
     if matrix.attribute == "in_proj_weight":
         labels = ["q", "k", "v"]
@@ -169,7 +174,7 @@ def _split(
 def _parts(topology: Topology | None) -> dict[str, list[tuple[str, tuple[int, ...]]]]:
     table: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
     for layer in topology.layers.values() if topology else ():
-        if layer.part and layer.unit_dim == 0:
+        if layer.part and layer.unit_dim == int(layer.transposed):
             table.setdefault(layer.weight, []).append((layer.part, tuple(int(i) for i in layer.rows)))
     return table
 

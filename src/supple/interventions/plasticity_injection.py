@@ -19,9 +19,10 @@ from supple.interventions.handle import Handle, Optimizers
 from supple.interventions.matrices import refuse_sharded
 from supple.interventions.registry import register
 from supple.interventions.schedule import Schedule, check_schedule
+from supple.layouts import is_linear
 
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
-_PLAIN = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.Bilinear, *_NORMS)
+_PLAIN = (nn.modules.conv._ConvNd, nn.Embedding, nn.Bilinear, *_NORMS)
 
 
 @register
@@ -220,7 +221,7 @@ def _head(model: nn.Module, path: str) -> nn.Module:
         law = check_initial(module, "auto") if own and not isinstance(module, _NORMS) else None
         if next(module.buffers(recurse=False), None) is not None:
             reason = "its buffers would be updated three times in each pass"
-        elif own and (law is not None or not isinstance(module, _PLAIN)):
+        elif own and (law is not None or not (is_linear(module) or isinstance(module, _PLAIN))):
             reason = law or f"no fresh {type(module).__name__} can be drawn"
         elif isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
             reason = "the copies would drop other units"

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from supple.fresh import Initial, check_initial, rule_for
 from supple.interventions.handle import Optimizers, optimizer_list
 from supple.interventions.slices import NO_SLICE, flat_slice
+from supple.layouts import is_linear
 from supple.topology.graph import Layer, Norm, Topology
 
 Outgoing: TypeAlias = Literal["zero", "keep"]
@@ -87,7 +88,7 @@ class ResetChecks:
         if layer.aliases:
             return f"its weight is tied to {', '.join(layer.aliases)}"
         leaf = layer.weight.rpartition(".")[2]
-        own = isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
+        own = is_linear(module) or isinstance(module, nn.modules.conv._ConvNd)
         if (own and leaf != "weight") or hasattr(module, "parametrizations"):
             return "its weight is recomputed from other parameters (weight_norm, parametrize, prune)"
         if isinstance(module, nn.modules.conv._ConvTransposeNd) and module.groups > 1:

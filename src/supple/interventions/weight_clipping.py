@@ -17,6 +17,7 @@ from supple.interventions.handle import Handle, Optimizers, optimizer_list
 from supple.interventions.matrices import Matrix, inventory, refuse_sharded
 from supple.interventions.penalty import Filter, held_parameters, owners
 from supple.interventions.registry import register
+from supple.layouts import is_linear
 from supple.status import Mechanism
 
 
@@ -114,7 +115,7 @@ def _fan_in(matrix: Matrix) -> int:
     """As PyTorch's initialiser counts: a transposed convolution by output channels, an RNN by its hidden size."""
     if isinstance(matrix.module, nn.RNNBase | nn.RNNCellBase):
         return int(matrix.module.hidden_size)
-    if matrix.transposed:
+    if matrix.transposed and not is_linear(matrix.module):
         return matrix.module.get_parameter(matrix.attribute)[0].numel()
     return matrix.read().shape[-1]
 

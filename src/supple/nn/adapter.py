@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from supple.checksum import checksum
 from supple.errors import AttachError, StoreError
+from supple.layouts import linear_weight
+from supple.nn.targets import ADAPTS
 
 
 class LinearAdapter(nn.Module, abc.ABC):
@@ -21,7 +23,7 @@ class LinearAdapter(nn.Module, abc.ABC):
     an output (`_added`) and to a weight (`delta`), and calls `_install` at the end of its ``__init__``.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Linear]) -> None:
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.layers = dict(layers)  # a plain dict: the base model is not a part of the adapter
         self.names = list(layers)
@@ -61,6 +63,7 @@ class LinearAdapter(nn.Module, abc.ABC):
                 return None
             return output + self._added(index, args[0])
 
+        setattr(hook, ADAPTS, True)
         return hook
 
     @contextlib.contextmanager
@@ -79,10 +82,10 @@ class LinearAdapter(nn.Module, abc.ABC):
         """Write the adapted weights into the base model; the base weights are kept for `unmerge`."""
         if self._merged is not None:
             raise AttachError("the adapter is merged already", do="call unmerge() first")
-        new = {n: layer.weight.float() + self.delta(n) for n, layer in self.layers.items()}
-        self._merged = {n: layer.weight.detach().clone() for n, layer in self.layers.items()}
+        new = {n: _wide(linear_weight(layer)) + self.delta(n) for n, layer in self.layers.items()}
+        self._merged = {n: stored(layer).detach().clone() for n, layer in self.layers.items()}
         for name, layer in self.layers.items():
-            layer.weight.copy_(new[name])
+            linear_weight(layer).copy_(new[name])
 
     @torch.no_grad()
     def unmerge(self) -> None:
@@ -90,7 +93,7 @@ class LinearAdapter(nn.Module, abc.ABC):
         if self._merged is None:
             raise AttachError("the adapter is not merged", do="call merge() first")
         for name, layer in self.layers.items():
-            layer.weight.copy_(self._merged[name])
+            stored(layer).copy_(self._merged[name])
         self._merged = None
 
     def detach(self) -> None:
@@ -103,8 +106,15 @@ class LinearAdapter(nn.Module, abc.ABC):
         self._frozen = []
 
     # -- the base model on disk -------------------------------------------------------------------
+    def _check_free(self, what: str) -> None:
+        """Refuse another adapter while this one is in the weights: it would change nothing."""
+        if self._merged is not None:
+            raise AttachError(
+                f"the adapter is merged: {what} would change nothing", do="call unmerge() first"
+            )
+
     def _base(self, name: str) -> Tensor:
-        return self.layers[name].weight if self._merged is None else self._merged[name]
+        return stored(self.layers[name]) if self._merged is None else self._merged[name]
 
     def _sums(self) -> dict[str, str]:
         """What a file says of the base weights it fits."""
@@ -119,3 +129,13 @@ class LinearAdapter(nn.Module, abc.ABC):
                 where=name,
                 do="load the base model it was trained on",
             )
+
+
+def stored(layer: nn.Module) -> Tensor:
+    """The weight in the layout of its file, of which the checksum is."""
+    return layer.get_parameter("weight")
+
+
+def _wide(weight: Tensor) -> Tensor:
+    """In float32, or better where it is."""
+    return weight.to(torch.promote_types(weight.dtype, torch.float32))

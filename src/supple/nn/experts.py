@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from supple.errors import AttachError, InputError
+from supple.errors import InputError
 from supple.nn.svf import SVFAdapter
 
 Prompt = TypeVar("Prompt")
@@ -53,7 +53,7 @@ class ExpertBank:
     def use(self, name: str | None) -> None:
         """Put an expert in, or the base model with None."""
         vectors = None if name is None else self._find(name)
-        self._check_free()
+        self.adapter._check_free("another expert")
         for i, z in enumerate(self.adapter.z):
             z.copy_(self._base(i) if vectors is None else vectors[i])
 
@@ -70,7 +70,7 @@ class ExpertBank:
         if not weights or not all(math.isfinite(w) for w in weights.values()):
             raise InputError("a mix takes finite weights by the names of experts", found=dict(weights))
         vectors = {name: self._find(name) for name in weights}
-        self._check_free()
+        self.adapter._check_free("a mix")
         mixed = []
         for i in range(len(self.adapter.z)):
             if self.adapter.form == "plain":
@@ -96,6 +96,10 @@ class ExpertBank:
 
         Returns:
             Name of an expert -> its weight.
+
+        Raises:
+            InputError: no expert, or no score that is a number. What was in use is in use again then, as after an
+                error of the score.
         """
         names = list(self.experts)
         if not names:
@@ -105,7 +109,12 @@ class ExpertBank:
             self.mix(dict(zip(names, weights.tolist(), strict=True)))
             return float(score())
 
-        found = cross_entropy_method(of, len(names), rounds=rounds, population=population, seed=seed)
+        before = [z.detach().clone() for z in self.adapter.z]
+        try:
+            found = cross_entropy_method(of, len(names), rounds=rounds, population=population, seed=seed)
+        except BaseException:
+            self._put(before)
+            raise
         best = dict(zip(names, found.best.tolist(), strict=True))
         self.mix(best)
         return best
@@ -166,12 +175,6 @@ class ExpertBank:
             )
         return self.experts[name]
 
-    def _check_free(self) -> None:
-        if self.adapter.merged:
-            raise AttachError(
-                "the adapter is merged: another expert would change nothing", do="call unmerge() first"
-            )
-
 
 class Search(NamedTuple):
     """What the cross-entropy method found: the best member of all rounds, its score, the best of each round."""
@@ -221,6 +224,10 @@ def cross_entropy_method(
         course.append(top)
         chosen = members[order[:elites]]
         mean, spread = chosen.mean(0), chosen.std(0)
+    if top == -math.inf:
+        raise InputError(
+            "no member had a score above -inf", found="NaN or -inf each time", do="mend the score"
+        )
     return Search(best, top, tuple(course))
 
 

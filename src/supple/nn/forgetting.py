@@ -123,8 +123,8 @@ class ForgettingAttention(nn.Module):
         pro: bool = False,
     ) -> None:
         super().__init__()
-        kv_heads = kv_heads or heads
-        if dim % heads or heads % kv_heads:
+        kv_heads = heads if kv_heads is None else kv_heads
+        if min(dim, heads, kv_heads) < 1 or dim % heads or heads % kv_heads:
             raise InputError(
                 "heads must divide dim and kv_heads must divide heads",
                 found=f"dim {dim}, heads {heads}, kv_heads {kv_heads}",
@@ -152,6 +152,12 @@ class ForgettingAttention(nn.Module):
         self, x_BTD: Tensor, cache: ForgettingCache | None = None, padded_BT: Tensor | None = None
     ) -> tuple[Tensor, ForgettingCache]:
         """Attend to the cached positions and the new ones; the cache grows by the new ones."""
+        if x_BTD.dim() != 3 or x_BTD.shape[-1] != self.q_proj.in_features:
+            raise InputError(
+                "the layer reads (batch, tokens, dim)",
+                found=tuple(x_BTD.shape),
+                do=f"give dim {self.q_proj.in_features}",
+            )
         q, k, v = (self._split(p(x_BTD)) for p in (self.q_proj, self.k_proj, self.v_proj))
         last_key, last_value = k[:, :, -1:], v[:, :, -1:]
         if self.pro:

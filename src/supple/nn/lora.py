@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from supple.errors import InputError, StoreError
+from supple.layouts import is_conv1d, linear_size, linear_weight
 from supple.nn.adapter import LinearAdapter
 from supple.nn.targets import Targets, choose_linears
 
@@ -35,17 +36,19 @@ class LoRAAdapter(LinearAdapter):
     """
 
     def __init__(
-        self, layers: dict[str, nn.Linear], rank: int = 8, alpha: float = 16.0, seed: int = 0
+        self, layers: dict[str, nn.Module], rank: int = 8, alpha: float = 16.0, seed: int = 0
     ) -> None:
         super().__init__(layers)
         self.rank, self.alpha = rank, alpha
         self.a, self.b = nn.ParameterList(), nn.ParameterList()
         generator = torch.Generator().manual_seed(seed)
         for layer in layers.values():
-            bound = 1 / math.sqrt(layer.in_features)
-            start = torch.empty(rank, layer.in_features).uniform_(-bound, bound, generator=generator)
-            self.a.append(nn.Parameter(start.to(layer.weight.device)))
-            self.b.append(nn.Parameter(torch.zeros(layer.out_features, rank, device=layer.weight.device)))
+            inputs, outputs = linear_size(layer)
+            device = linear_weight(layer).device
+            bound = 1 / math.sqrt(inputs)
+            start = torch.empty(rank, inputs).uniform_(-bound, bound, generator=generator)
+            self.a.append(nn.Parameter(start.to(device)))
+            self.b.append(nn.Parameter(torch.zeros(outputs, rank, device=device)))
         self._install()
 
     @property
@@ -70,7 +73,8 @@ class LoRAAdapter(LinearAdapter):
         save_file(self._tensors(), str(folder / WEIGHTS), metadata={"format": "pt", **self._sums()})
         config = {
             "peft_type": "LORA", "r": self.rank, "lora_alpha": self.alpha, "target_modules": self.names,
-            "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": False, "inference_mode": True,
+            "lora_dropout": 0.0, "bias": "none",
+            "fan_in_fan_out": all(is_conv1d(x) for x in self.layers.values()), "inference_mode": True,
             "task_type": None, "base_model_name_or_path": None,
         }  # fmt: skip
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -78,6 +82,7 @@ class LoRAAdapter(LinearAdapter):
     @torch.no_grad()
     def load(self, folder: str | Path) -> None:
         """Read A and B; refuses other matrices, another rank or scale, or another base where the file names it."""
+        self._check_free("another one")
         folder, mine = Path(folder), self._tensors()
         try:
             config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -115,15 +120,16 @@ def lora_(
     """Adapt the model by low-rank products: its parameters are frozen, the returned adapter trains.
 
     Args:
-        targets: endings of layer names (``["q_proj", "v_proj"]``), or ``filter(module, name)``;
-            None adapts every ``nn.Linear`` whose weight is used by nothing else.
+        targets: an ending or endings of layer names (``["q_proj", "v_proj"]``), or ``filter(module, name)``;
+            None adapts every linear layer (``nn.Linear``, GPT-2's Conv1D) whose weight is used by nothing else.
         rank: columns of B, at most the short side of every weight.
         alpha: the product is scaled by alpha / rank.
         seed: of the start of A; no random state outside is touched.
 
     Raises:
-        InputError: a target that is not a plain ``nn.Linear``, no match, a weight that is tied, parametrised
-            or not finite, a rank that is not between 1 and a short side; nothing has been changed then.
+        InputError: a target that is not a plain linear layer, no match, a layer that has an adapter, a weight
+            that is tied, parametrised or not finite, a rank that is not between 1 and a short side; nothing has
+            been changed then.
 
     >>> net = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
     >>> adapter = lora_(net, rank=2)
@@ -132,10 +138,10 @@ def lora_(
     """
     chosen = choose_linears(model, targets)
     for name, layer in chosen.items():
-        if not 1 <= rank <= min(layer.weight.shape):
+        if not 1 <= rank <= min(linear_size(layer)):
             raise InputError(
                 "the rank of an adapter lies between 1 and the short side of the weight",
-                found=f"rank {rank}, weight {tuple(layer.weight.shape)}",
+                found=f"rank {rank}, weight {linear_size(layer)[::-1]}",
                 where=name,
             )
     adapter = LoRAAdapter(chosen, rank, alpha, seed)

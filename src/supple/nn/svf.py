@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from supple.errors import InputError, StoreError
+from supple.layouts import linear_weight
 from supple.nn.adapter import LinearAdapter
 from supple.nn.factors import Progress, decompose
 from supple.nn.targets import Targets, choose_linears
@@ -35,7 +36,7 @@ class SVFAdapter(LinearAdapter):
 
     def __init__(
         self,
-        layers: dict[str, nn.Linear],
+        layers: dict[str, nn.Module],
         form: str = "plain",
         cache: str | Path | None = None,
         workers: int = 0,
@@ -46,7 +47,7 @@ class SVFAdapter(LinearAdapter):
             raise InputError(f"unknown form {form!r}", do='choose "plain" or "published"')
         self.form = form
         self.z = nn.ParameterList()
-        weights = {name: layer.weight for name, layer in layers.items()}
+        weights = {name: linear_weight(layer) for name, layer in layers.items()}
         self._factors = list(decompose(weights, cache, workers, progress).values())
         generator = torch.Generator().manual_seed(0)
         for _, s, _ in self._factors:
@@ -85,6 +86,7 @@ class SVFAdapter(LinearAdapter):
     @torch.no_grad()
     def load(self, path: str | Path) -> None:
         """Read z; refuses a file of another form, other matrices, or another base."""
+        self._check_free("another one")
         try:
             with safe_open(str(path), framework="pt") as file:
                 meta = file.metadata() or {}
@@ -123,8 +125,8 @@ def svf_(
     """Adapt the model by singular-value vectors: its parameters are frozen, the returned adapter trains.
 
     Args:
-        targets: endings of layer names (``["up_proj", "down_proj"]``), or ``filter(module, name)``;
-            None adapts every ``nn.Linear`` whose weight is used by nothing else.
+        targets: an ending or endings of layer names (``["up_proj", "down_proj"]``), or ``filter(module, name)``;
+            None adapts every linear layer (``nn.Linear``, GPT-2's Conv1D) whose weight is used by nothing else.
         form: ``"plain"`` or ``"published"``; see `SVFAdapter`.
         cache: a folder that keeps the decompositions by the checksum of their weight, so that the next adapter of this
             base reads them; a weight that changed is decomposed anew.
@@ -132,8 +134,8 @@ def svf_(
         progress: called as ``progress(name, done, total)`` after each matrix.
 
     Raises:
-        InputError: a target that is not a plain ``nn.Linear``, no match, or a weight that is tied,
-            parametrised or not finite, a cache that is a file; nothing has been changed then.
+        InputError: a target that is not a plain linear layer, no match, a layer that has an adapter, or a weight
+            that is tied, parametrised or not finite, a cache that is a file; nothing has been changed then.
 
     >>> net = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
     >>> adapter = svf_(net)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from supple import functional as F
+from supple.layouts import is_conv1d
 from supple.topology.graph import Coverage, Layer, LayerCoverage, Refusal, Topology
 from supple.topology.taps import Tap, Taps, layer_modules, plain_name, weight_shape
 
@@ -95,7 +96,7 @@ class LayerView:
         """The weight as a matrix, (groups, rows, columns) for a grouped convolution."""
         if self.weight is None:
             return None
-        return F.weight_matrix(self.weight, self.groups, self.layer.kind == "conv_transpose")
+        return F.weight_matrix(self.weight, self.groups, self.layer.transposed)
 
     def cut(self, tensor: Tensor) -> Tensor:
         """The rows of this block of a packed weight (all rows of an ordinary one)."""
@@ -129,7 +130,7 @@ def layers_by_type(model: nn.Module, taps: Taps, output: Tensor | None, why: str
     for name, module in layer_modules(model).items():
         shape = weight_shape(module) or ()
         kind = _kind(module, shape)
-        unit_dim = 1 if kind in ("conv_transpose", "embedding") else 0
+        unit_dim = 1 if kind in ("conv_transpose", "embedding") or is_conv1d(module) else 0
         prefix = f"{name}." if name else ""
         weight = f"{prefix}weight"
         units = taps.units.get(name, shape[unit_dim])

@@ -93,7 +93,8 @@ def drawings(part: Comparison | OverallPart, folder: Path | None = None) -> list
 def courses(part: Comparison, folder: Path | None = None) -> Svg:
     """The online metric over tasks, one line a method."""
     width = max(1, round(SMOOTH_SHARE * part.tasks))
-    seeds = max(len(c.online) for c in part.courses.values())
+    counts = sorted({len(c.online) for c in part.courses.values()})
+    seeds = " to ".join(dict.fromkeys(map(str, (counts[0], counts[-1]))))
     smooth = f"running mean of {width} tasks" if width > 1 else "task by task"
     heading = f"{part.label}: online {part.metric} over {part.tasks} tasks"
     caption = f"Each batch before it was learned, {smooth}. Line: mean of {seeds} seeds{_band(part)}."
@@ -126,6 +127,7 @@ def levels(part: Comparison, folder: Path | None = None) -> Svg:
             ax.plot(found[title], [y] * len(found[title]), linestyle="none", alpha=0.6, **style)
             ax.plot([Spread.of(found[title]).mean], [y], marker="|", markersize=16, color=style["color"])
         ax.set_yticks(range(len(order)), order)
+        ax.set_ylim(-0.6, len(order) - 0.4)
         ax.set_xlabel(f"online {part.metric}, last tenth")
         name = f"{part.label}-levels"
         save(drawn, folder, name)

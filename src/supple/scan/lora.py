@@ -17,7 +17,7 @@ from torch import Tensor
 
 from supple.checksum import checksum
 from supple.errors import InputError
-from supple.scan.matrices import Matrix, Skipped, split, why_not
+from supple.scan.matrices import PLAIN, Matrix, Skipped, split, why_not
 from supple.scan.sources import Checkpoint, Entry
 
 #: what peft and PyTorch's own naming put between a module and its factors
@@ -45,6 +45,9 @@ class Pair:
         if set(self.sides) != {"A", "B"}:
             return f"an adapter with lora_{'/'.join(sorted(self.sides))} alone"
         a, b = self.sides["A"], self.sides["B"]
+        for side in (a, b):
+            if side.odd or side.dtype not in PLAIN:
+                return f"adapter factor {side.name}: {side.odd or f'stored as {side.dtype}'}"
         flat = len(b.shape) >= 2 and math.prod(b.shape[2:]) == 1
         if len(a.shape) < 2 or not flat or a.shape[0] != b.shape[1] or not math.prod(a.shape + b.shape):
             return f"adapter factors {b.shape} and {a.shape} do not multiply"

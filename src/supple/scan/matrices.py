@@ -63,6 +63,8 @@ class Skipped:
 
 def why_not(entry: Entry, embeddings: bool) -> str | None:
     """The reason not to measure a tensor, or None."""
+    if entry.odd:
+        return entry.odd
     if len(entry.shape) < 2 or len(entry.shape) > 5:
         return f"{len(entry.shape)} dimensions: no weight matrix"
     if math.prod(entry.shape) == 0:

@@ -44,7 +44,7 @@ def scan(
     expected spectrum at initialisation where its ``config.json`` tells how it began.
 
     Args:
-        paths: one checkpoint or the rounds in order: ``.safetensors``, ``.pt``/``.pth``/``.bin`` (tensors
+        paths: one checkpoint or the rounds in order: ``.safetensors``, ``.pt``/``.pth``/``.ckpt``/``.bin`` (tensors
             only), a model folder with one or more shards, or the folder of a LoRA adapter, whose products
             scale * B A are measured through QR of their thin factors.
         instruments: names from `supple.scan.INSTRUMENTS`, or ``"all"``.

@@ -1,7 +1,7 @@
 """Checkpoints on disk as names with shapes, whose tensors are read one at a time and never executed.
 
 Understood: a ``.safetensors`` file; a folder with ``*.safetensors.index.json`` or one or more shards (a
-Hugging Face model folder is one); a ``.pt``, ``.pth`` or ``.bin`` state dict, read by
+Hugging Face model folder is one); a ``.pt``, ``.pth``, ``.ckpt`` or ``.bin`` state dict, read by
 ``torch.load(weights_only=True)``; a folder of ``.bin`` shards. A refusal is an `InputError` with the path.
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from supple.errors import InputError
 from supple.scan.header import read_header
 
-PICKLED = (".pt", ".pth", ".bin")
+PICKLED = (".pt", ".pth", ".ckpt", ".bin")
 #: under these keys training scripts keep the weights beside optimizer state and counters
 WEIGHT_KEYS = ("state_dict", "model_state_dict", "model", "module", "weights", "params")
 #: what a damaged or hostile pickle or zip makes torch.load raise
@@ -40,6 +40,7 @@ class Entry:
     shape: tuple[int, ...]
     dtype: str
     load: Callable[[], Tensor]
+    odd: str = ""  # why its values cannot be read as they stand, whatever its dtype
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def _open_file(path: Path, limit: int | None) -> list[Entry]:
         "this is not a checkpoint that can be read",
         found=f"suffix {path.suffix!r}",
         where=str(path),
-        do="pass .safetensors, .pt, .pth, .bin, or a model folder",
+        do="pass .safetensors, .pt, .pth, .ckpt, .bin, or a model folder",
     )
 
 
@@ -129,12 +130,15 @@ def _open_safetensors(path: Path) -> list[Entry]:
 
         return load
 
-    return [Entry(h.name, h.shape, h.dtype, loader(h.name)) for h in read_header(path)]
+    return [Entry(_shown(h.name), h.shape, h.dtype, loader(h.name)) for h in read_header(path)]
 
 
 def _open_pickled(path: Path, limit: int | None) -> list[Entry]:
     # Only the zip format can be mapped; a file of the older format is read whole.
-    mapped = zipfile.is_zipfile(path)
+    try:
+        mapped = zipfile.is_zipfile(path)  # raises for an archive that says it spans several disks
+    except LOAD_ERRORS as error:
+        raise _unreadable(path, error) from error
     if limit is not None and not mapped and path.stat().st_size > limit:
         raise InputError(
             "a file of this older format is read whole, which the memory bound does not allow",
@@ -147,10 +151,27 @@ def _open_pickled(path: Path, limit: int | None) -> list[Entry]:
     except LOAD_ERRORS as error:
         raise _unreadable(path, error) from error
     state = find_state(loaded, str(path))
-    return [
-        Entry(name, tuple(t.shape), str(t.dtype).removeprefix("torch."), lambda t=t: t)
-        for name, t in state.items()
-    ]
+    return [_held(_shown(name), tensor) for name, tensor in state.items()]
+
+
+def _shown(name: str) -> str:
+    """A name that a terminal can be given: control characters are written out."""
+    return name if name.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
+
+
+def _held(name: str, t: Tensor) -> Entry:
+    """A tensor of a pickled file, which may be of kinds that no file of weights should hold."""
+    dtype = str(t.dtype).removeprefix("torch.")
+    if t.is_nested:
+        return Entry(name, (0, 0), dtype, lambda: t, "a nested tensor, not a matrix")
+    shape, odd = tuple(t.shape), ""
+    if t.layout is not torch.strided:
+        odd = f"stored as {str(t.layout).removeprefix('torch.')}; save it dense"
+    elif t.is_meta:
+        odd = "without values (on the meta device)"
+    elif t.numel() * t.element_size() > t.untyped_storage().nbytes():
+        odd = "its values overlap: it is larger than what is stored"
+    return Entry(name, shape, dtype, lambda: t, odd)
 
 
 def find_state(loaded: object, where: str) -> dict[str, Tensor]:

@@ -106,6 +106,10 @@ def write_sealed(path: Path, body: Any) -> None:
     write_atomic(path, to_json({"body": body, "sha256": sha256(to_json(body))}))
 
 
+#: what is left to do about a damaged run
+DAMAGED = "take the folder of the run from a copy, or remove it to compute the run again"
+
+
 def read_sealed(path: Path) -> Any:
     """Body of a sealed file; damage is an error, never a half-read value."""
     with explained("read", path):
@@ -115,10 +119,12 @@ def read_sealed(path: Path) -> Any:
         body, digest = outer["body"], outer["sha256"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise StoreError(
-            "not a file of a run, or a damaged one", found=type(error).__name__, where=str(path)
+            "not a file of a run, or a damaged one", found=type(error).__name__, where=str(path), do=DAMAGED
         ) from error
     if sha256(to_json(body)) != digest:
-        raise StoreError("the checksum does not match: the file was changed or damaged", where=str(path))
+        raise StoreError(
+            "the checksum does not match: the file was changed or damaged", where=str(path), do=DAMAGED
+        )
     return body
 
 

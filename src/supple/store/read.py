@@ -15,7 +15,7 @@ from supple.errors import StoreError
 from supple.records import Record, Records
 from supple.store import checkpoints
 from supple.store.encode import decode
-from supple.store.files import explained, read_sealed, safe_name, sha256
+from supple.store.files import DAMAGED, explained, read_sealed, safe_name, sha256
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
@@ -95,7 +95,7 @@ def load(folder: str | Path) -> StoredRun:
     manifest = read_sealed(path / "manifest.json")
     sealed = read_summary(path)
     if sealed is not None:
-        _check_records(path / "records.jsonl", sealed["records"])
+        check_records(path, sealed)
     return StoredRun(
         folder=path,
         manifest={**manifest, "run": decode(manifest["run"], {})},
@@ -105,8 +105,10 @@ def load(folder: str | Path) -> StoredRun:
     )
 
 
-def _check_records(path: Path, expected: dict[str, Any]) -> None:
+def check_records(folder: Path, sealed: dict[str, Any]) -> None:
+    """Raise unless the records are those that the summary was sealed with."""
+    path, expected = folder / "records.jsonl", sealed["records"]
     with explained("read", path):
         data = path.read_bytes()
     if len(data) != expected["bytes"] or sha256(data) != expected["sha256"]:
-        raise StoreError("the records do not match the checksum in summary.json", where=str(path))
+        raise StoreError("the records do not match the checksum in summary.json", where=str(path), do=DAMAGED)

@@ -28,7 +28,7 @@ from supple.store.files import (
     write_sealed,
 )
 from supple.store.identity import environment, refuse_foreign, refuse_other, refuse_other_versions
-from supple.store.read import read_records, read_summary
+from supple.store.read import check_records, read_records, read_summary
 
 FORMAT = 1
 
@@ -93,10 +93,10 @@ class Run:
 
     @staticmethod
     def check(folder: str | Path, manifest: Mapping[str, Any]) -> bool:
-        """Whether the run is there and finished; changes nothing.
+        """Whether the run is there and finished, its records those that were sealed; changes nothing.
 
         Raises:
-            StoreError: a folder of another configuration, or with other things in it.
+            StoreError: a folder of another configuration, or with other things in it; a damaged run.
         """
         path = Path(folder)
         if not path.exists():
@@ -105,7 +105,10 @@ class Run:
         target = path / "manifest.json"
         if target.exists():
             refuse_other(path, read_sealed(target), encode_plain(dict(manifest), "manifest"), FORMAT)
-        return read_summary(path) is not None
+        sealed = read_summary(path)
+        if sealed is not None:
+            check_records(path, sealed)
+        return sealed is not None
 
     @staticmethod
     def _agree(path: Path, identity: dict[str, Any]) -> dict[str, Any]:

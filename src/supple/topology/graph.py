@@ -79,6 +79,11 @@ class Layer:
     members: tuple[tuple[str, IntArray], ...] = ()
 
     @property
+    def transposed(self) -> bool:
+        """True where the weight is stored as (inputs, outputs): transposed convolutions, GPT-2's Conv1D, x @ W."""
+        return self.kind == "conv_transpose" or (self.kind == "linear" and self.unit_dim == 1)
+
+    @property
     def resettable(self) -> bool:
         """True where a unit can be re-born alone: consumed elsewhere, on no stream, no q/k, no output."""
         return self.refusal_reason is None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from supple.errors import InputError, TopologyError
+from supple.layouts import is_conv1d
 from supple.topology.graph import IntArray
 from supple.topology.ids import PARAM
 from supple.topology.shadow import Shadows
@@ -208,5 +209,5 @@ def _check(name: str, tensor: Tensor) -> None:
 
 
 def is_weight_layer(module: nn.Module) -> bool:
-    """Linear, convolution, embedding, attention projections, or a subclass of one."""
-    return isinstance(module, (*WEIGHT_LAYERS, nn.MultiheadAttention))
+    """Linear (in either layout), convolution, embedding, attention projections, or a subclass of one."""
+    return isinstance(module, (*WEIGHT_LAYERS, nn.MultiheadAttention)) or is_conv1d(module)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from supple.errors import InputError
+from supple.layouts import is_linear
 from supple.topology.flow import Flow, Response, in_backward
 from supple.topology.moves import Source
 
@@ -164,14 +165,22 @@ def weight_shape(module: nn.Module) -> tuple[int, ...] | None:
     return None
 
 
-def unit_axis(module: nn.Module, output: Tensor) -> int | None:
-    """The axis of a layer's output along which its units lie, None where no axis has their number."""
+def unit_axis(module: nn.Module, output: Tensor, given: Tensor | None = None) -> int | None:
+    """The axis of a layer's output along which its units lie, None where no axis has their number.
+
+    ``given`` is what the layer read: it tells x @ W, with W (inputs, outputs), from a layer with rows of units.
+    """
     for kind, rank in _CONV_RANK.items():
         if isinstance(module, kind):
             return output.ndim - rank - 1
-    if isinstance(module, (nn.Linear, nn.Embedding, nn.EmbeddingBag, nn.Bilinear)):
+    if is_linear(module) or isinstance(module, (nn.Embedding, nn.EmbeddingBag, nn.Bilinear)):
         return output.ndim - 1
-    rows = (weight_shape(module) or (-1,))[0]
+    shape = weight_shape(module) or (-1,)
+    if given is not None and given.ndim and output.ndim and len(shape) == 2:
+        ends = (given.shape[-1], output.shape[-1])
+        if ends in (shape, shape[::-1]):
+            return output.ndim - 1
+    rows = shape[0]
     return next((d for d in (output.ndim - 1, 1) if d < output.ndim and output.shape[d] == rows), None)
 
 
@@ -219,7 +228,7 @@ def tap(model: nn.Module, layers: Iterable[str] | None = None, gradients: bool =
     with contextlib.ExitStack() as stack:
         for name in set(chosen) & set(known):
             hook = _LayerHook(name, taps, gradients)
-            stack.callback(known[name].register_forward_hook(hook).remove)
+            stack.callback(known[name].register_forward_hook(hook, with_kwargs=True).remove)
         stack.callback(model.register_forward_pre_hook(lambda *_: taps.flow.resume()).remove)
         stack.callback(model.register_forward_hook(lambda *_: taps.flow.forget(), always_call=True).remove)
         stack.enter_context(eager())
@@ -233,14 +242,15 @@ class _LayerHook:
     def __init__(self, name: str, taps: Taps, gradients: bool) -> None:
         self.name, self.taps, self.gradients = name, taps, gradients
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+    def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         taps, name = self.taps, self.name
         if in_backward():
             # re-entrant checkpointing: the first pass had no graph, the gradient arrives through this one
             if self.gradients and taps.pre_grad.get(name) == [None]:
                 self._watch(output, 0)
             return
-        dim = unit_axis(module, output) if isinstance(output, Tensor) else None
+        given = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
+        dim = unit_axis(module, output, given) if isinstance(output, Tensor) else None
         if dim is None or not output.is_floating_point():
             taps.unseen[name] = "its output is not a real tensor with an axis of its units"
             return

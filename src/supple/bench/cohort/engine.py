@@ -29,7 +29,7 @@ from supple.streams import Stream, Task
 
 #: the folder below the root in which cohorts work
 COHORTS = "cohorts"
-REFUSED = "the cohort engine has no stacked form of this method; use the loop engine (run_list)"
+REFUSED = "the cohort engine has no stacked form of this method; take the engine auto or loop"
 
 
 def supports(spec: RunSpec) -> str | None:

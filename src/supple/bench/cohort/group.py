@@ -29,7 +29,7 @@ class Group:
 
     def __init__(self, specs: Sequence[RunSpec]) -> None:
         self.specs = list(specs)
-        self.protocol = specs[0].protocol
+        self.protocol = specs[0].taught
         self.fresh = methods.get(specs[0].method).fresh
         self._begin(0)
         pulls = torch.tensor([[pull_of(s)] for s in specs])
@@ -161,8 +161,7 @@ class Group:
 
 def intervention_of(spec: RunSpec) -> Any:
     """The intervention of a run, None for plain training."""
-    method = methods.get(spec.method)
-    return method.create(method.settings_in(spec.protocol, spec.settings), spec.seed, spec.protocol.initial)
+    return methods.get(spec.method).create(spec.method_settings, spec.seed, spec.protocol.initial)
 
 
 def pull_of(spec: RunSpec) -> float:
@@ -172,10 +171,10 @@ def pull_of(spec: RunSpec) -> float:
 
 
 def rhythm(spec: RunSpec) -> tuple[Any, ...]:
-    """What the runs of one group have in common: the shape of the network and what happens at a step."""
+    """What the runs of one group have in common: the shape of the network, and what happens at a step how fast."""
     method, rule = methods.get(spec.method), intervention_of(spec)
     chain = (rule.memory, rule.restart) if isinstance(rule, CChain) else ()
-    return (method.depth, method.fresh, *chain)
+    return (method.depth, method.fresh, spec.taught.lr, *chain)
 
 
 class _Counts:

@@ -84,6 +84,15 @@ def create(name: str, preset: str = "demo", **overrides: Any) -> Protocol:
     return PROTOCOLS[name].preset(preset, **overrides)
 
 
+def is_control(label: str) -> bool:
+    """Whether runs under this label are the i.i.d. control of a protocol.
+
+    >>> is_control("digits-permuted-iid"), is_control("digits-permuted-hidden-boundaries")
+    (True, False)
+    """
+    return any(label == f"{name}-iid" or label.startswith(f"{name}-iid-") for name in PROTOCOLS)
+
+
 __all__ = [
     "PROTOCOLS",
     "AgentProtocol",
@@ -96,4 +105,5 @@ __all__ = [
     "MinatarChain",
     "Protocol",
     "create",
+    "is_control",
 ]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from supple.bench.protocols.base import Protocol, sourced
-from supple.bench.protocols.images import NATURE, SHORT
+from supple.bench.protocols.images import LOP, NATURE, SHORT
 from supple.streams import BitFlip, Stream
 
 
@@ -47,6 +47,10 @@ class SlowRegression(Protocol):
     outputs: int = sourced(1, NATURE)
     optimizer: str = sourced("sgd", f"{NATURE}: SGD and Adam")
     lr: float = sourced(0.01, f"{NATURE}: of .01, .003, .001")
+    settings: dict[str, dict[str, Any]] = sourced(  # noqa: RUF009 (returns a field)
+        {},
+        f"the methods' own; {LOP}: all swept (weight decay 1e-6 to 1, noise 1e-6 to .1, replacement 1e-6 to 1e-2)",
+    )
 
     def stream(self, seed: int) -> Stream:
         return BitFlip(

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from supple.bench.protocols.base import sourced
-from supple.bench.protocols.images import HERE, KUMAR, NATURE, SHORT, ImageProtocol
+from supple.bench.protocols.images import HERE, KUMAR, LOP, NATURE, SHORT, ImageProtocol, decayed, shrunk
 from supple.streams import Change, GrowClasses, ManyThenOne, Task
 
 
@@ -28,7 +28,13 @@ class ClassIncremental(ImageProtocol):
     title: ClassVar[str] = "Class-incremental CIFAR-100"
     description: ClassVar[str] = "five more classes of CIFAR-100 per task, old data kept, ResNet-18"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "paper": {},
+        "paper": {
+            "settings": {
+                "cbp": {"replacement_rate": 1e-5, "maturity": 1000, "utility": "contribution"},
+                "l2": decayed(5e-4),
+                "shrink_perturb": shrunk(5e-4, 1e-5),
+            }
+        },
         "day": {"epochs": 10, "network": "resnet8"},
         "small": {"epochs": 1, "network": "convnet"},
         "demo": {"epochs": 1, "network": "convnet", "tasks": 2},
@@ -47,6 +53,11 @@ class ClassIncremental(ImageProtocol):
     outputs: int = sourced(100, f"{NATURE}: 100 outputs from the start")
     optimizer: str = sourced("momentum", f"{NATURE}: SGD with momentum .9")
     lr: float = sourced(0.02, f"{HERE}: the second of the published steps .1, .02, .004, .0008")
+    settings: dict[str, dict[str, Any]] = sourced(  # noqa: RUF009 (returns a field)
+        {},
+        f"the methods' own; paper: {NATURE}, {LOP}: cbp replacement rate 1e-5, maturity 1000, contribution; l2 is the "
+        "weight decay 5e-4 of every published arm; shrink_perturb that with noise 1e-5",
+    )
 
     def changes(self) -> Sequence[Change]:
         return [GrowClasses(self.step)]
@@ -63,8 +74,8 @@ class FivePlusOne(ImageProtocol):
     """Classes of CIFAR-100 not seen before, five and one in turn, 780 steps a task.
 
     >>> protocol = FivePlusOne.preset("paper")
-    >>> protocol.tasks, protocol.steps_per_task(2500)
-    (30, 780)
+    >>> protocol.tasks, protocol.batch, protocol.steps_per_task(2500)
+    (30, 32, 780)
     """
 
     name: ClassVar[str] = "five-plus-one-cifar"
@@ -73,18 +84,20 @@ class FivePlusOne(ImageProtocol):
     test_split: ClassVar[bool] = False
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {},
-        "small": {"epochs": 2},
-        "demo": {"epochs": 1, "tasks": 4},
+        "small": {"epochs": 2, "batch": 16},
+        "demo": {"epochs": 1, "tasks": 4, "batch": 16},
     }
 
     tasks: int = sourced(30, KUMAR)
-    batch: int = sourced(16, KUMAR)
-    epochs: int = sourced(5, f"{KUMAR}: 780 steps a task{SHORT}")
+    batch: int = sourced(32, KUMAR)
+    epochs: int = sourced(10, f"{KUMAR}: 780 steps a task{SHORT}")
     data: str = sourced("cifar100", KUMAR)
     samples: int = sourced(0, f"{KUMAR}: all images of a class")
     standardise: bool = sourced(True, f"{HERE}: channel by channel")
     inputs: int = sourced(3072, "3 × 32 × 32 values")
-    network: str = sourced("convnet", f"{HERE}: the network of Continual ImageNet")
+    network: str = sourced(
+        "convnet", f"{HERE}: the network of Continual ImageNet; published: two convolutions, 5×5, 16 channels"
+    )
     hidden: tuple[int, ...] = sourced((), "the network has its own widths")
     outputs: int = sourced(100, f"{KUMAR}: all classes")
     optimizer: str = sourced("adam", KUMAR)

@@ -39,7 +39,9 @@ class ClassSequence(Protocol):
     def stream(self, seed: int) -> Stream:
         inputs, targets = digits()
         inputs = inputs.reshape(-1, *self.shape)
-        return Stream(inputs, targets, changes=[DrawClasses(self.outputs)], tasks=self.tasks, seed=seed)
+        return Stream(
+            inputs, targets, changes=[DrawClasses(self.outputs, sort=True)], tasks=self.tasks, seed=seed
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

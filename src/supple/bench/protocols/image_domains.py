@@ -57,7 +57,7 @@ class ImageDomains(Protocol):
 
     def stream(self, seed: int) -> Stream:
         inputs, targets = digits()
-        changes = [DrawClasses(2), ChangeDomain()]
+        changes = [DrawClasses(2, sort=True), ChangeDomain()]
         return Stream(inputs.reshape(-1, *self.shape), targets, changes=changes, tasks=self.tasks, seed=seed)
 
     def example(self) -> Any:

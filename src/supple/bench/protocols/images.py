@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,9 +16,26 @@ from supple.streams import AsFloat, Change, Stream, generator
 from supple.streams.data import load, mean_and_deviation
 
 NATURE = "Dohare et al., Nature 2024"
-KUMAR = "Kumar et al. 2023 (arXiv 2308.11958), as remembered, not checked against the text"
+LOP = "the configurations of the authors' repository (shibhansh/loss-of-plasticity)"
+KUMAR = "Kumar et al. 2023 (arXiv 2308.11958)"
 HERE = "chosen here"
 SHORT = "; the other presets: chosen here, for time"
+
+
+def decayed(weight_decay: float) -> dict[str, Any]:
+    """Settings of `L2` that are ``weight_decay`` of an optimizer: coef · ‖θ‖² has the gradient 2 · coef · θ.
+
+    >>> decayed(3e-6)
+    {'coef': 1.5e-06}
+    """
+    return {"coef": weight_decay / 2}
+
+
+def shrunk(weight_decay: float, noise: float) -> dict[str, Any]:
+    """Shrink and perturb as Dohare et al. have it: the optimizer's weight decay, and noise N(0, noise²) every step."""
+    every = {"name": "ShrinkAndPerturb", "scaling": "nature", "every": 1, "shrink": 1.0, "perturb": noise}
+    return {"parts": [{"name": "L2", **decayed(weight_decay)}, every]}
+
 
 SHAPES: dict[str, tuple[int, int, int]] = {
     "mnist": (1, 28, 28),

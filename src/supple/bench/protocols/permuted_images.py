@@ -7,8 +7,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from supple.bench.protocols.base import sourced
-from supple.bench.protocols.images import HERE, NATURE, SHORT, ImageProtocol
+from supple.bench.protocols.images import HERE, LOP, NATURE, SHORT, ImageProtocol, decayed, shrunk
 from supple.streams import Change, PermutePixels
+
+#: of each published sweep the value in the middle, but for continual backprop: the rate that the text speaks of
+SWEPT = {
+    "cbp": {"replacement_rate": 1e-6, "maturity": 100, "utility": "adaptable"},
+    "l2": decayed(1e-4),
+    "shrink_perturb": shrunk(1e-4, 1e-5),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +31,7 @@ class PermutedMnist(ImageProtocol):
     title: ClassVar[str] = "Online permuted MNIST"
     description: ClassVar[str] = "a new pixel permutation of MNIST per task, one pass each"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "paper": {},
+        "paper": {"settings": SWEPT},
         "day": {"hidden": (100, 100, 100), "batch": 16, "lr": 0.03},
         "small": {"hidden": (64, 64), "batch": 16, "lr": 0.1, "tasks": 60, "samples": 3200},
         "demo": {"hidden": (64, 64), "batch": 16, "lr": 0.1, "tasks": 10, "samples": 1600},
@@ -41,6 +48,12 @@ class PermutedMnist(ImageProtocol):
     outputs: int = sourced(10, "MNIST: ten classes")
     optimizer: str = sourced("sgd", NATURE)
     lr: float = sourced(3e-3, f"{NATURE}: of .01, .003, .001{SHORT}")
+    settings: dict[str, dict[str, Any]] = sourced(  # noqa: RUF009 (returns a field)
+        {},
+        f"the methods' own; paper: {NATURE}, {LOP}, which hold sweeps: cbp replacement rate of 1e-4, 1e-5, 1e-6, "
+        "adaptable contribution; l2 weight decay of 1e-3, 1e-4, 1e-5; shrink_perturb weight decay 1e-4, noise of "
+        "1e-4, 1e-5, 1e-6",
+    )
 
     def changes(self) -> Sequence[Change]:
         return [PermutePixels()]
@@ -67,6 +80,7 @@ class PermutedCifar10(PermutedMnist):
     hidden: tuple[int, ...] = sourced((100, 100), HERE)
     optimizer: str = sourced("adam", HERE)
     lr: float = sourced(1e-3, f"{HERE}, not tuned")
+    settings: dict[str, dict[str, Any]] = sourced({}, "the methods' own")  # noqa: RUF009 (returns a field)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from supple.bench.rows import curve
 from supple.bench.spec import RunSpec
 from supple.bench.statistics import Estimate, Paired, bootstrap, mean, paired
 from supple.bench.studies.base import finished
+from supple.bench.tables import aligned
 from supple.diagnose.types import plain
 from supple.records import MEASURED
 from supple.store import StoredRun
@@ -141,16 +142,15 @@ class AgentStudy:
             f"mean return over the tasks after the first, {unit}, {self.seeds} seeds; "
             "share: of plain's gap to the oracle"
         ]
-        form = "{:<16}{:>22}{:>22}" + "".join(f"{{:>{max(9, len(c) + 2)}}}" for c in self.columns)
         for protocol in self.suite:
             mine = [a for a in self.agents if a.protocol == protocol]
-            lines += ["", protocol, form.format("method", "return", "share", *self.columns)]
+            table = [("method", "return", "share", *self.columns)]
             for a in sorted(mine, key=lambda a: -a.returns.value):
                 health = [a.health[h] for h in self.columns.values()]
                 cells = ["–" if v is None else f"{v:.2f}" for v in health]
                 level = _told(a.returns, 2 if self.in_oracles else 0)
-                lines.append(form.format(a.method, level, _told(a.share, 2), *cells))
-            lines += self._by_task(mine)
+                table.append((a.method, level, _told(a.share, 2), *cells))
+            lines += ["", protocol, *aligned(table, least=(14, 20, 20)), *self._by_task(mine)]
         return "\n".join(lines)
 
     def _by_task(self, mine: Sequence[Agent]) -> list[str]:
@@ -158,10 +158,12 @@ class AgentStudy:
         if not self.in_oracles or not mine:
             return []
         lines = ["", f"task by task: {', '.join(mine[0].tasks)}"]
-        for a in mine:
-            cells = ["–" if v is None else f"{v:.2f}" for v in a.relative or ()]
-            lines.append(f"{a.method:<16}" + "".join(f"{c:>7}" for c in cells))
-        return lines
+        shares = [["–" if v is None else f"{v:.2f}" for v in a.relative or ()] for a in mine]
+        longest = max(map(len, shares))
+        rows = [
+            [a.method, *cells, *[""] * (longest - len(cells))] for a, cells in zip(mine, shares, strict=True)
+        ]
+        return lines + aligned(rows, least=(14,))
 
 
 def _levels(courses: npt.NDArray[Any]) -> list[float]:
