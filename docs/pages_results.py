@@ -82,7 +82,9 @@ def together_page() -> str:
 
 
 TOGETHER_WORDS = """\
-Score of a run: mean of its last tenth over that of the fresh reference in the same protocol. Protocols: {names}.
+Score of a run: mean of its last tenth over that of the fresh reference in the same protocol. Protocols:
+{names}.
+
 Interquartile mean over seeds and protocols, probability that a run beats one of the plain network on the same
 protocol, each with a 95 % interval that resamples seeds within each protocol (Agarwal et al. 2021). Six protocols
 over digits and MNIST with small networks: an order of methods here, not in general."""
