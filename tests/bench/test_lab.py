@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from supple.bench.lab import PRESETS, cases, run_lab, summary
+from supple.bench.lab import PRESETS, cases, render, run_lab, summary
 from supple.bench.lab.cases import DESIGNS, DIAL, EVALUATION, FAMILIES, TRAIN, suits
 from supple.bench.lab.ills import bias, gates, hurt_, repair_, signals, weight
 from supple.bench.lab.run import RECORDS, bench
@@ -100,6 +100,19 @@ def test_counts_of_a_hand_made_half() -> None:
     assert (found["false alarms on healthy"]["hits"], found["false alarms on healthy"]["n"]) == (1, 2)
     assert (found["step 0"]["hits"], found["step 0"]["n"]) == (3, 4)
     assert summary(rows)["confusion"]["dead_units -> rank_collapse"] == 1
+
+
+def test_severity_follows_the_loss_or_not() -> None:
+    rows = [_row("a", loss / 20, [], ["dead_units"] if loss > 9 else []) for loss in range(20)]
+    for loss, row in enumerate(rows):
+        row["verdicts"]["dead_units"]["severity"] = loss**2 / 400
+        row["verdicts"]["rank_collapse"]["severity"] = -loss / 20
+    found = summary(rows)["severity"]
+    assert found["dead_units"] == {"n": 20, "all": 1.0, "n_found": 10, "found": 1.0}
+    assert found["rank_collapse"]["all"] == -1.0
+    assert found["ntk_degeneration"]["n"] == 0
+    assert math.isnan(found["ntk_degeneration"]["all"])
+    assert "| dead_units | 20 | 1.00 | 10 | 1.00 |" in render(summary(rows))
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 10), (9, 10), (10, 10), (37, 120)])

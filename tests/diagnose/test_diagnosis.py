@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 
 import pytest
@@ -12,6 +13,7 @@ from tests.diagnose import lab
 from torch import nn
 
 from supple.diagnose.run import run
+from supple.diagnose.trainability import trainability
 from supple.diagnose.types import DiagnosisReport
 from supple.errors import InputError
 from supple.records import Records
@@ -67,7 +69,8 @@ def test_low_rank_and_dead_by_design_cancel_against_the_twin() -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_the_worn_network_is_found_with_its_dead_layers(seed: int) -> None:
+def test_the_worn_network_is_found_with_its_dead_layers(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.Clock.in_place_of_time(monkeypatch, sys.modules[trainability.__module__], 4e-3)
     net, batch = lab.worn_d2(seed)
     opt = torch.optim.Adam(net.parameters(), lr=3e-3)
     report = run(net, batch, F.cross_entropy, reference=lab.he_factory(), optimizer=opt, budget=20)
@@ -131,7 +134,8 @@ def test_cloned_units_and_grown_weights_are_found() -> None:
     assert "weight_growth" in present(look(grown, FAMILIES["he"]))
 
 
-def test_forgetting_without_loss_of_plasticity_is_told_apart() -> None:
+def test_forgetting_without_loss_of_plasticity_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.Clock.in_place_of_time(monkeypatch, sys.modules[trainability.__module__], 4e-3)
     net = lab.built(FAMILIES["he"], 4)
     make = lambda p: torch.optim.SGD(p, lr=0.1)
     _, seen = lab.d2(net, 2, 4, optimizer=make)
@@ -263,3 +267,25 @@ def test_the_report_survives_json(tmp_path) -> None:
     again = DiagnosisReport.from_json(path)
     assert again.findings == report.findings
     assert str(again) == str(report)
+
+
+def test_common_mode_is_found_where_twins_differ_by_a_factor() -> None:
+    """Fresh convnets differ in the kernel's spread by a factor of four: what always fires decides."""
+    factory = FAMILIES["convnet"]
+    for seed in range(3):
+        net = lab.built(factory, 40 + seed)
+        with torch.no_grad():
+            net[1].bias += 4.0
+        assert present(look(net, factory)) == {"ntk_degeneration"}
+
+
+def test_three_twins_are_looked_at_where_one_look_is_not_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two looks of 0.6 s leave room for a third twin, looks of 3 s do not."""
+    import importlib
+
+    diagnosis = importlib.import_module("supple.diagnose.run")
+    for seconds, twins in ((0.6, 3), (3.0, 1)):
+        clock = iter(i * seconds for i in range(1000))
+        monkeypatch.setattr(diagnosis, "time", type("Clock", (), {"monotonic": lambda c=clock: next(c)}))
+        report = look(lab.built(FAMILIES["he"], 1), FAMILIES["he"])
+        assert report.meta["twins"] == twins

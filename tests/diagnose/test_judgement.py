@@ -15,8 +15,9 @@ from supple.diagnose.architecture import Architecture
 from supple.diagnose.compare import all_of, compare
 from supple.diagnose.forgetting import Recall, forgetting, from_probes, from_records
 from supple.diagnose.locate import drift, kernel_sources
-from supple.diagnose.panel import Panel
+from supple.diagnose.panel import GRAMA_VARIANT, Panel
 from supple.diagnose.prescribe import THREE, prescribe, table
+from supple.diagnose.rules import ntk_degeneration
 from supple.diagnose.thresholds import TABLE, Threshold
 from supple.diagnose.types import Finding
 from supple.observe.probe import Observation
@@ -275,3 +276,42 @@ def test_nothing_present_prescribes_nothing() -> None:
 def test_only_what_was_found_absent_is_a_clean_bill(statuses: tuple[Status, ...], words: str) -> None:
     findings = [Finding(m, s, reason="because") for m, s in zip(THREE, statuses, strict=False)]
     assert words in prescribe(findings, PLAIN).note
+
+
+# -- the kernel and the common mode -----------------------------------------------------------------
+
+
+def kernel_panel(spread: float, rank: float, always: float, dead: float) -> Panel:
+    """A network beside four fresh convnets whose kernels differ by a factor of four, as in the lab."""
+
+    def look(spread: float, rank: float, always: float, dead: float) -> Observation:
+        rows = [
+            Record("ntk_mean_cosine", 1 - spread, samples=64),
+            Record("ntk_rank99", rank, samples=64),
+            Record("always_on", always, samples=256),
+            Record("dead", 0.0, samples=256),
+            Record("grama", dead, variant=GRAMA_VARIANT, samples=256),
+        ]
+        return Observation(Records(rows), {}, Topology({}, (), (), Coverage(())), 0.0, None)
+
+    twins = [look(s, 36.0, 0.05, 0.0) for s in (0.12, 0.05, 0.22, 0.16)]
+    return Panel(look(spread, rank, always, dead), twins, 256)
+
+
+@pytest.mark.parametrize(
+    ("spread", "rank", "always", "dead", "status"),
+    [
+        (0.055, 27.0, 0.27, 0.08, PRESENT),  # a common mode decides what the spread of the twins leaves open
+        (0.055, 27.0, 0.05, 0.00, Status.INCONCLUSIVE),  # the same kernel without one
+        (0.055, 27.0, 0.15, 0.10, PRESENT),  # a mild one
+        (0.070, 20.0, 0.27, 0.08, PRESENT),  # a common mode asks for less of the kernel
+        (0.100, 27.0, 0.27, 0.08, Status.INCONCLUSIVE),  # but for something
+        (0.025, 4.0, 0.30, 0.68, Status.ABSENT),  # so many dead units do this alone
+        (0.140, 36.0, 0.27, 0.00, Status.ABSENT),  # a common mode without harm to the kernel
+    ],
+)
+def test_a_common_mode_bears_on_the_kernel(
+    spread: float, rank: float, always: float, dead: float, status: Status
+) -> None:
+    found = ntk_degeneration(kernel_panel(spread, rank, always, dead))
+    assert found.status is status or (status is Status.ABSENT and found.status is not PRESENT)

@@ -184,7 +184,8 @@ class RefuserForTests(Intervention):
         raise AttachError("not on this network")
 
 
-def test_a_trial_ranks_what_it_measured_and_touches_nothing() -> None:
+def test_a_trial_ranks_what_it_measured_and_touches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.Clock.in_place_of_time(monkeypatch, sys.modules[trial.__module__], 4e-3)
     net, opt, _ = sick()
     before, rng = snapshot(net, opt), torch.get_rng_state()
     found = trial(

@@ -151,9 +151,17 @@ def _rank_of(panel: Panel, layer: str) -> tuple[Status, Comparison, Comparison, 
 
 
 def ntk_degeneration(panel: Panel) -> Finding:
-    """Two inputs pull the same way, and few directions are left: more than dead units alone would do."""
-    known = _dead_excess(panel)
-    threshold = replace(limit.NTK_SPREAD, value=limit.NTK_SPREAD.value * (1 - known) ** limit.NTK_DEAD_POWER)
+    """Two inputs pull the same way, and few directions are left: more than dead units alone would do.
+
+    In a common mode (units that always fire) less of it is enough, and where twins differ so much that neither
+    interval decides, the common mode does.
+    """
+    always, dead = _always_excess(panel), _dead_excess(panel)
+    common = always > limit.COMMON_MODE and dead <= limit.COMMON_DEAD
+    mild = always > limit.MILD_COMMON_MODE and dead <= limit.BY_PRODUCT
+    bound = limit.NTK_SPREAD_COMMON if common else limit.NTK_SPREAD.value
+    known = 0.0 if common or mild else dead
+    threshold = replace(limit.NTK_SPREAD, value=bound * (1 - known) ** limit.NTK_DEAD_POWER)
     apart = compare(
         "1 - ntk_mean_cosine",
         1 - panel.value("ntk_mean_cosine"),
@@ -165,6 +173,9 @@ def ntk_degeneration(panel: Panel) -> Finding:
     if not (apart.usable and rank.usable):
         return _unmeasured(Mechanism.NTK_DEGENERATION, panel, "ntk_mean_cosine")
     status = agreeing((apart, threshold), (rank, limit.NTK_RANK))
+    ill = apart.statistic < threshold.value and rank.statistic < limit.NTK_RANK.value
+    if status is Status.INCONCLUSIVE and ill and (common or mild):
+        status = Status.PRESENT
     severity = _clip(1 - apart.statistic)
     value, reference = 1 - apart.evidence.value, 1 - apart.evidence.reference
     reason = f"two inputs move the parameters with a mean cosine of {value:.2f}, {reference:.2f} in the twin"
@@ -176,21 +187,28 @@ def ntk_degeneration(panel: Panel) -> Finding:
 
 
 def _dead_excess(panel: Panel) -> float:
-    """How many units more than in the twin are dead, unless a common mode (others always fire) made them."""
-    if common_mode(panel):
-        return 0.0
+    """How many units more than in the twin are dead."""
     excess = panel.compare("grama", limit.GRAMA, variant=GRAMA_VARIANT).statistic
-    return _clip(excess) if excess == excess else 0.0
+    return 0.0 if math.isnan(excess) else _clip(excess)
 
 
 def common_mode(panel: Panel) -> bool:
     """Whether many more of the units that fire at all fire on every input than in the twins."""
+    return _always_on(panel).status is Status.PRESENT
+
+
+def _always_excess(panel: Panel) -> float:
+    """The share of the living units that always fire, less the twins'; 0 where the question has no meaning."""
+    excess = _always_on(panel).statistic
+    return 0.0 if math.isnan(excess) else excess
+
+
+def _always_on(panel: Panel) -> Comparison:
     found = [_always_of_living(panel.value("always_on"), panel.value("dead"))]
     dead = panel.of_twins("dead")
     found += [_always_of_living(a, d) for a, d in zip(panel.of_twins("always_on"), dead, strict=False)]
     own, *twins = found
-    living = compare("always on, of living units", own, twins, limit.ALWAYS_ON, samples=panel.samples)
-    return living.status is Status.PRESENT
+    return compare("always on, of living units", own, twins, limit.ALWAYS_ON, samples=panel.samples)
 
 
 def _always_of_living(always_on: float, dead: float) -> float:

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
 DEFAULT_BUDGET = 30.0
 MOST_TWINS = 5
-TWIN_SECONDS = 0.4  # after the first twin, more are looked at only within this time
+FEWEST_TWINS = 3  # one twin does not show how twins differ: convolutional ones do by a factor of four
+FEW_SECONDS = 4.0  # up to the fewest, more twins are looked at only within this time
+TWIN_SECONDS = 0.4  # and after them only within this one
 EXPLANATIONS = (Mechanism.DEAD_UNITS, Mechanism.RANK_COLLAPSE, Mechanism.NTK_DEGENERATION)
 
 
@@ -127,7 +129,8 @@ def _panel(
     begun = time.monotonic()
     most = 0 if healthy is None else MOST_TWINS if healthy.distinct else 1
     while healthy is not None and len(twins) < most:
-        if twins and time.monotonic() - begun > TWIN_SECONDS * len(twins) / (len(twins) + 1):
+        allowed = FEW_SECONDS if len(twins) < FEWEST_TWINS else TWIN_SECONDS
+        if twins and time.monotonic() - begun > allowed * len(twins) / (len(twins) + 1):
             break
         twin = unwrap(healthy.twin(len(twins)))
         twins.append(observe(twin, pair, loss_fn, forward=forward, topology=seen.topology))

@@ -47,6 +47,15 @@ NTK_DEAD_POWER = 2
 NTK_RANK = Threshold(0.80, "ratio", False, 0.08, f"must have fallen too; {LAB}")
 #: share of the units that fire at all which always fire: with it, silent units are a by-product of a common mode
 ALWAYS_ON = Threshold(0.30, "excess", True, 0.05, f"common mode c = 10 0.5 or more, worn D2 below 0.1; {LAB}")
+#: the same excess: more of it is a common mode unless more than COMMON_DEAD of the units are dead beside it; training
+#: half: common modes of convolutional networks 0.16 or more, others 0.05 or less with one at 0.25 and 0.68 dead
+COMMON_MODE = 0.15
+COMMON_DEAD = 0.6
+#: in a common mode the kernel counts as degenerate below this; training half: common modes up to 0.65, with others
+#: that share the excess 0.7 or more
+NTK_SPREAD_COMMON = 0.6
+#: mild common modes of residual networks have 0.06 to 0.13, other networks with such a kernel 0.05 or less
+MILD_COMMON_MODE = 0.08
 #: a common mode silences up to this share of the units by itself (c = 10: 0.29); more are dead in their own right
 BY_PRODUCT = 0.35
 #: a layer of which this share never fires lets no input through: the kernel behind it is that of a constant

@@ -55,8 +55,10 @@ def measure(
     def row(name: str, value: float, **more: Any) -> Record:
         return Record(name, value, layer=matrix.layer, part=matrix.part, run=run, step=step, **more)
 
-    bad = values.numel() - int(torch.isfinite(values).sum())
-    if bad:
+    # NaN where there is one; a mask of all values takes twenty times as long
+    low, high = torch.aminmax(values)
+    if not bool(low.isfinite() & high.isfinite()):
+        bad = values.numel() - int(torch.isfinite(values).sum())
         reason = f"{bad} of {values.numel()} values are NaN or Inf"
         return [row(name, math.nan, status=Status.INVALID.value, note=reason) for name in instruments]
     side = min(values.shape)

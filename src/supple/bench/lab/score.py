@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from supple.bench.statistics import wilson
+from supple.bench.studies.predicts import spearman
 from supple.bench.tables import Cell, Table, markdown
 
 MECHANISM = {
@@ -16,6 +17,7 @@ MECHANISM = {
 }  # fmt: skip
 HALF = 0.5
 FLOOR = 0.05  # a gain within the noise of the scores is none
+STEP_0 = "plasticity_loss"
 THREE = ("dead_units", "rank_collapse", "ntk_degeneration")
 REST = (
     "false alarms on healthy", "two at once, both found", "several repairs would do, one of them named, none false",
@@ -81,6 +83,7 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
         "confusion": _confusion(known),
         "calibration": calibration(known),
         "brier": brier(known),
+        "severity": {m: agreement(known, m) for m in (STEP_0, *THREE)},
         "wrong": [_wrong(r) for r in known if _wrong(r)["found"] != _wrong(r)["true"]],
     }
 
@@ -97,7 +100,7 @@ def _scores(rows: Sequence[Row]) -> dict[str, Any]:
     controls = [r for r in rows if r["healthy_by_design"] and r["loss"] < LOST]
     judged = [r for r in rows if r["loss"] >= LOST or r["loss"] < NOT_LOST]
     found["false alarms on healthy"] = _share(any(claims(r, m) for m in THREE) for r in controls)
-    found["step 0"] = _share(claims(r, "plasticity_loss") == (r["loss"] >= LOST) for r in judged)
+    found["step 0"] = _share(claims(r, STEP_0) == (r["loss"] >= LOST) for r in judged)
     any_of = [r for r in rows if interchangeable(r) and r["loss"] >= HARMFUL]
     found["several repairs would do, one of them named, none false"] = _share(
         any(claims(r, m) for m in r["present"]) and all(m in r["present"] for m in THREE if claims(r, m))
@@ -141,6 +144,14 @@ def brier(rows: Sequence[Row]) -> float:
         if (p := r["verdicts"][mechanism].get("probability")) is not None
     ]
     return fmean(squares) if squares else math.nan
+
+
+def agreement(rows: Sequence[Row], mechanism: str) -> dict[str, Any]:
+    """Spearman's correlation of a severity with the true loss, over all networks and over those it was found in."""
+    known = [r for r in rows if r["verdicts"][mechanism].get("severity") is not None]
+    pairs = [(r["verdicts"][mechanism]["severity"], r["loss"]) for r in known]
+    found = [pair for pair, r in zip(pairs, known, strict=True) if claims(r, mechanism)]
+    return {"n": len(pairs), "all": spearman(pairs), "n_found": len(found), "found": spearman(found)}
 
 
 def _wrong(row: Row) -> dict[str, Any]:
@@ -191,6 +202,7 @@ def parts(found: dict[str, Any]) -> list[str | Table]:
             f"Brier score of the probabilities: {found['brier']:.3f}.",
             _calibration(found["calibration"]),
         ]
+    told += ["Does severity follow the loss?", _severity(found["severity"])]
     counts = [[k, Cell(str(v), count=v)] for k, v in found["confusion"].items()]
     told.append(Table("confusion", ("true -> found", "networks"), counts))
     wrong = [
@@ -199,6 +211,21 @@ def parts(found: dict[str, Any]) -> list[str | Table]:
         for w in found["wrong"]
     ]  # fmt: skip
     return [*told, Table("wrong", ("wrong", "loss", "true", "found"), wrong)] if wrong else told
+
+
+def _severity(found: dict[str, Any]) -> Table:
+    def cells(rho: float, n: int) -> list[Cell]:
+        return [Cell(str(n), count=n), Cell("–") if math.isnan(rho) else Cell(f"{rho:.2f}", value=rho)]
+
+    rows = [[m, *cells(a["all"], a["n"]), *cells(a["found"], a["n_found"])] for m, a in found.items()]
+    columns = (
+        "severity of",
+        "networks",
+        "rank correlation with the loss",
+        "found in",
+        "correlation in these",
+    )
+    return Table("severity", columns, rows)
 
 
 def _calibration(bins: Sequence[Row]) -> Table:
