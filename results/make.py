@@ -9,7 +9,9 @@ import dataclasses
 import json
 import os
 import platform
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,13 +20,17 @@ import torch
 
 import supple
 from supple.bench import collect, grid, protocols, with_engine
+from supple.bench.aggregate import overall
+from supple.bench.courses import comparison_page, overall_part
 from supple.bench.lab import run_lab
 from supple.bench.lab.cases import EVALUATION
 from supple.bench.lab.matrix import run_matrix
 from supple.bench.lab.trials import run_trials
 from supple.bench.rounds import run_rounds
 from supple.bench.studies import STUDIES
+from supple.bench.summary import stored_runs
 from supple.cli.train import train
+from supple.report.comparison import drawings
 from supple.store.read import load
 
 HERE = Path(__file__).resolve().parent
@@ -35,6 +41,9 @@ METHODS = (
 
 DOMAIN_ARMS = "full,fresh,restart,l2init,spectral,svf,lora"
 
+#: figures of a protocol that are kept beside its table
+PICTURES = ("courses", "map")
+TOGETHER = "all-protocols"
 LAB = "wide"  # thresholds were fitted on the training half of `small`
 #: study, preset, seeds
 STUDY_PLAN = (
@@ -115,6 +124,32 @@ def make(protocol: str, preset: str, methods: str, seeds: int) -> Path:
     target = HERE / protocol / f"{preset}.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(table, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    draw(out / protocol, target.parent)
+    return target
+
+
+def draw(runs: Path, target: Path) -> None:
+    """The courses of one protocol and its map of plasticity and stability, beside its table."""
+    (part,) = comparison_page(runs).protocols
+    with tempfile.TemporaryDirectory() as made:
+        drawings(part, Path(made))
+        for name in PICTURES:
+            if (found := Path(made) / f"{runs.name}-{name}.svg").exists():
+                shutil.copyfile(found, target / f"{name}.svg")
+
+
+def make_together() -> Path:
+    """The protocols of the plan on one scale; their shuffled controls are none."""
+    runs: dict[tuple[str, str], Any] = {}
+    for protocol, preset, _methods, _seeds in PLAN:
+        if not protocol.endswith("-iid"):
+            runs |= stored_runs(RUNS / preset / protocol)[0]
+    if (found := overall(runs)) is None:
+        sys.exit("fewer than two protocols of the plan have runs to compare")
+    target = _write(TOGETHER, "overall.json", [f"python results/make.py {TOGETHER}"], **found.to_dict())
+    with tempfile.TemporaryDirectory() as made:
+        (drawn,) = drawings(overall_part(found), Path(made))
+        shutil.copyfile(Path(made) / f"{drawn.name}.svg", target.parent / "profiles.svg")
     return target
 
 
@@ -204,6 +239,7 @@ EXPERIMENTS = {
     "matrix": make_matrix,
     "trials": make_trials,
     "lm-rounds": make_rounds,
+    TOGETHER: make_together,
 }
 
 if __name__ == "__main__":

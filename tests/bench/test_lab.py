@@ -14,6 +14,7 @@ from supple.bench.lab import PRESETS, cases, render, run_lab, summary
 from supple.bench.lab.cases import DESIGNS, DIAL, EVALUATION, FAMILIES, TRAIN, suits
 from supple.bench.lab.ills import bias, gates, hurt_, repair_, signals, weight
 from supple.bench.lab.run import RECORDS, bench
+from supple.bench.lab.wear import train_
 from supple.bench.networks import keyed
 from supple.bench.statistics import wilson
 from supple.cli.main import main
@@ -147,3 +148,16 @@ def test_an_unknown_preset_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="unknown preset"):
         run_lab(tmp_path, "huge")
     assert main(["bench", "run", "lab", "--methods", "plain", "--out", str(tmp_path)]) == 2
+
+
+@pytest.mark.parametrize("family", ["mlp", "mlp-tanh"])
+def test_a_worn_policy_is_certain_of_one_action(family: str) -> None:
+    lab = bench(PRESETS["tiny"], TRAIN)
+    net = keyed(FAMILIES[family][TRAIN], 0)
+    train_(net, "policy", 1, lab.x, lab.y, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        outputs = net(lab.x)
+    chances = outputs.softmax(1)
+    assert float(torch.special.entr(chances).sum(1).mean()) < 0.05
+    assert len(chances.argmax(1).unique()) == 1
+    assert float(outputs.abs().amax()) > 5

@@ -13,6 +13,7 @@ from tests.report.example import diagnosis, story
 
 from supple.cli import main
 from supple.cli.console import Progress, duration, write_text
+from supple.cli.scan import Scan
 
 
 def rounds(folder: Path, count: int, fall: float) -> list[str]:
@@ -84,6 +85,64 @@ def test_report_draws_a_demo_again_from_its_files(tmp_path: Path, capsys: pytest
     written["report.json"].write_text("{}")
     assert main(["report", str(tmp_path)]) == 2
     assert "no report.json of a demo" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--html", "x", "--json", "x"], "--html and --json are the same file; where: x"),
+        (["--html", "x", "--parquet", "sub/../x"], "--html and --parquet are the same file"),
+        (["--html", "x", "--json", "link"], "--html and --json are the same file"),
+        (["--json", "round1.safetensors"], "--json would write over what is read"),
+        (
+            ["--html", "base.safetensors", "--base", "base.safetensors"],
+            "--html would write over what is read",
+        ),
+    ],
+)
+def test_a_scan_never_writes_one_output_over_another_or_over_a_checkpoint(
+    more: list[str],
+    says: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link").symlink_to("x")
+    (tmp_path / "base.safetensors").write_bytes(b"weights")
+    rounds(tmp_path, 2, fall=0.1)
+    before = {p: p.read_bytes() for p in tmp_path.glob("*.safetensors")}
+    monkeypatch.setattr(Scan, "_measure", _worked)
+    assert main(["scan", "round0.safetensors", "round1.safetensors", *more]) == 2
+    assert says in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in tmp_path.glob("*.safetensors")} == before
+    assert not (tmp_path / "x").exists()
+
+
+def _worked(*_: object, **__: object) -> None:
+    raise AssertionError("worked before it was refused")
+
+
+def test_a_report_never_writes_over_what_it_shows_or_over_its_own_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    diagnosis(True).to_json(tmp_path / "d.json")
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "report.json").write_text("{}")
+    before = (tmp_path / "d.json").read_bytes()
+    for run, more, says in [
+        ("d.json", ["--html", "x", "--json", "x"], "--html and --json are the same file"),
+        ("d.json", ["--json", "d.html"], "--html and --json are the same file"),
+        ("d.json", ["--html", "d.json"], "--html would write over what is read"),
+        ("demo", ["--json", "demo/report.html"], "--html and --json are the same file"),
+        ("demo", ["--json", "demo/report.json"], "--json would write over what is read"),
+    ]:
+        assert main(["report", run, *more]) == 2
+        assert says in capsys.readouterr().err
+    assert (tmp_path / "d.json").read_bytes() == before
+    assert {p.name for p in tmp_path.iterdir()} == {"d.json", "demo"}
 
 
 def test_durations_and_whole_files(tmp_path: Path) -> None:

@@ -77,6 +77,23 @@ def test_dead_units_are_found_and_fail(place: Path, capsys: pytest.CaptureFixtur
     assert "wrote out.html" in err
 
 
+def test_one_file_for_two_outputs_or_over_the_weights_is_refused_before_work(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = (place / "dead.pt").read_bytes()
+    for more, says in [
+        (["--json", "x", "--html", "./x"], "--html and --json are the same file"),
+        (["--html", "dead.pt"], "--html would write over what is read"),
+        (["--json", "fresh.pt", "--reference", "fresh.pt"], "--json would write over what is read"),
+    ]:
+        assert diagnose(*more) == 2
+        err = capsys.readouterr().err
+        assert says in err
+        assert "diagnosing" not in err
+    assert (place / "dead.pt").read_bytes() == weights
+    assert not (place / "x").exists()
+
+
 def test_a_fresh_network_is_not_accused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert diagnose("--fail-on", "present", "--json", "-", checkpoint="fresh.pt") == 0
     table = json.loads(capsys.readouterr().out)

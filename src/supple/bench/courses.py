@@ -42,12 +42,12 @@ def comparison_page(root: str | Path, command: str = "") -> ComparisonPage:
     parts: list[Comparison | OverallPart] = [_part(label, summary, runs) for label in labels]
     together = overall(runs)
     if together is not None:
-        parts.append(_overall_part(together))
+        parts.append(overall_part(together))
     return ComparisonPage(parts, summary.left_out, command)
 
 
-def _overall_part(found: Overall) -> OverallPart:
-    """All protocols on the scale of the fresh reference."""
+def overall_part(found: Overall) -> OverallPart:
+    """All protocols on the scale of the fresh reference, as the page and its figure show them."""
     rows, profiles = [], []
     for method, scores in found.scores.items():
         better, shares = found.better(method), found.profile(method)

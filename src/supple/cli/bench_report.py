@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from supple.cli.bench import show
-from supple.cli.diagnose import check_folder, check_target
+from supple.cli.diagnose import check_folder, check_targets
 from supple.cli.experiments import show_experiment
 from supple.errors import InputError
 
@@ -41,25 +41,15 @@ class BenchReport:
 
         if not self.folder.is_dir():
             raise InputError("there is no such folder", where=str(self.folder))
-        if str(self.csv) == str(self.json) == "-":
-            raise InputError("--csv and --json cannot both go to stdout", do="give one of them a file")
-        self._check_targets()
+        outputs = {"csv": self.csv, "json": self.json, "latex": self.latex, "html": self.html}
+        check_targets(outputs, stdout=("csv", "json"))
+        check_folder(self.figures)
         experiment = of_folder(self.folder)
         self._write(experiment)
         quiet = str(self.csv) == "-"
         if experiment is not None:
             return show_experiment(experiment, self.folder, self.json, quiet)
         return show(self.folder, self.json, quiet)
-
-    def _check_targets(self) -> None:
-        """Every output before anything is computed."""
-        files = {n: t for n in ("csv", "json", "latex", "html") if (t := getattr(self, n)) is not None}
-        for name, target in files.items():
-            check_target(target, stdout=name in ("csv", "json"))
-            for other, same in files.items():
-                if name < other and target.absolute() == same.absolute():
-                    raise InputError(f"--{name} and --{other} are the same file", where=str(target))
-        check_folder(self.figures)
 
     def _write(self, experiment: Experiment | None) -> None:
         from supple.cli.console import note, say, write_text

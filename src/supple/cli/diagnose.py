@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -50,8 +51,7 @@ class Diagnose:
 
         if self.budget is not None and not self.budget >= 0:
             raise InputError("--budget must be zero or a positive number of seconds", found=self.budget)
-        check_target(self.json)
-        check_target(self.html, stdout=False)
+        check_targets({"json": self.json, "html": self.html}, inputs=(self.checkpoint, self.reference))
         model, factory = loading.build_model(self.model)
         loading.load_weights(model, self.checkpoint)
         healthy = loading.reference(self.reference, factory, model)
@@ -78,6 +78,40 @@ def check_target(target: Path | None, *, stdout: bool = True) -> None:
     if not target.parent.is_dir():
         raise InputError("there is no such folder to write into", where=str(target.parent))
     _try_to_write(target.parent)
+
+
+def check_targets(
+    targets: Mapping[str, Path | None],
+    *,
+    stdout: Sequence[str] = ("json",),
+    inputs: Sequence[str | Path | None] = (),
+) -> None:
+    """Refuse, before any work is done, outputs of which one cannot be written or would write over something.
+
+    Args:
+        targets: option name -> path; None where it was not asked for.
+        stdout: the options for which - stands for stdout.
+        inputs: what the command reads.
+    """
+    asked = {n: t for n, t in sorted(targets.items()) if t is not None}
+    read = {Path(i).resolve() for i in inputs if i is not None}
+    taken: dict[Path | str, str] = {}
+    for name, target in asked.items():
+        check_target(target, stdout=name in stdout)
+        place = "-" if str(target) == "-" else target.resolve()
+        first = taken.setdefault(place, name)
+        if first != name and place == "-":
+            raise InputError(f"--{first} and --{name} cannot both go to stdout", do="give one of them a file")
+        if first != name:
+            raise InputError(
+                f"--{first} and --{name} are the same file",
+                where=str(target),
+                do="give one of them another file",
+            )
+        if place in read:
+            raise InputError(
+                f"--{name} would write over what is read", where=str(target), do="name another file"
+            )
 
 
 def check_folder(folder: Path | None) -> None:

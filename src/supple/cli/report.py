@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from supple.cli.diagnose import check_target
+from supple.cli.diagnose import check_targets
 from supple.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,14 +31,16 @@ class Report:
     """Write the figures as JSON to this file, or to stdout with -."""
 
     def run(self) -> int:
-        check_target(self.json)
-        check_target(self.html, stdout=False)
         path = self.run_path
         if not path.exists():
             raise InputError("there is no such run", where=str(path), do="check the path")
+        single = (path / "manifest.json").exists()
+        page = self.html if single else self.html or default_page(path)
+        own = (path / f"{name}.json" for name in ("manifest", "report", "diagnosis"))
+        check_targets({"json": self.json, "html": page}, inputs=(path, *own))
         if path.is_file():
             return self._diagnosis(path)
-        if (path / "manifest.json").exists():
+        if single:
             return self._single(path)
         if (path / "report.json").exists():
             return self._demo(path)
@@ -55,7 +57,7 @@ class Report:
         if str(self.json) != "-":
             say(str(report))
         emit_json(report.to_dict(), self.json)
-        note(f"wrote {report.to_html(self.html or path.with_suffix('.html'))}")
+        note(f"wrote {report.to_html(self.html or default_page(path))}")
         return 0
 
     def _demo(self, folder: Path) -> int:
@@ -67,7 +69,7 @@ class Report:
         if str(self.json) != "-":
             say_verdict(verdict(story))
         emit_json({"verdict": verdict(story), **story.to_dict()}, self.json)
-        note(f"wrote {write_story(story, self.html or folder / 'report.html')}")
+        note(f"wrote {write_story(story, self.html or default_page(folder))}")
         return 0
 
     def _single(self, folder: Path) -> int:
@@ -116,6 +118,11 @@ class Report:
             command=f"supple report {run.folder} --html {self.html}",
         )  # fmt: skip
         return write_story(story, self.html)
+
+
+def default_page(shown: Path) -> Path:
+    """The page of a diagnosis or of a demo's folder goes beside what it shows."""
+    return shown.with_suffix(".html") if shown.is_file() else shown / "report.html"
 
 
 def read_diagnosis(path: Path) -> DiagnosisReport:

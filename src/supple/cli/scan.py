@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from supple.cli.diagnose import MECHANISMS_THAT_FAIL, check_target
+from supple.cli.diagnose import MECHANISMS_THAT_FAIL, check_targets
 from supple.errors import InputError, need
 
 if TYPE_CHECKING:
@@ -55,9 +55,8 @@ class Scan:
 
         if not self.checkpoints:
             raise InputError("no checkpoint was named", do="supple scan CKPT [CKPT …]")
-        check_target(self.json)
-        for target in (self.html, self.parquet):
-            check_target(target, stdout=False)
+        outputs = {"json": self.json, "html": self.html, "parquet": self.parquet}
+        check_targets(outputs, inputs=(*self.checkpoints, self.base))
         if self.parquet is not None:
             need("pyarrow", "bench")
         report = self._measure()

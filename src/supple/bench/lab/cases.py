@@ -46,6 +46,7 @@ WEAR: Mapping[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
     "random-labels": (("mlp", "convnet"), (5, 10)),
     "permuted": (("mlp", "mlp-layernorm", "resnet"), (30, 60)),
     "decayed-pairs": (("mlp-leaky",), (10, 20)),
+    "policy": (("mlp", "mlp-tanh"), (2, 4)),
 }
 #: true tasks that a healthy network may have learned before; after several it has forgotten the first
 HISTORIES = (0, 1, 4)

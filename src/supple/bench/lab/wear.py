@@ -1,7 +1,8 @@
 """Networks that fell ill by training: recipes that are known to wear a network out, and ordinary training.
 
 Recipes and figures: random labels under SGD kill units; pixel permutations under Adam kill and grow; two-class
-tasks under strong weight decay collapse the rank of a leaky network.
+tasks under strong weight decay collapse the rank of a leaky network; REINFORCE with one best action makes a policy
+certain (entropy 0, logits of 10 and more), and saturates it where its units are bounded.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+Loss = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 Task = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 Optimizer = torch.optim.Optimizer
 
@@ -34,12 +36,29 @@ def _relabelled(x: Tensor, y: Tensor, g: torch.Generator) -> tuple[Tensor, Tenso
     return x, torch.randperm(10, generator=g)[y]
 
 
+def _best_action(x: Tensor, y: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor]:
+    return x, torch.randint(10, (), generator=g).expand_as(y)
+
+
+def _supervised(outputs: Tensor, targets: Tensor, g: torch.Generator) -> Tensor:
+    return F.cross_entropy(outputs, targets)
+
+
+def _reinforce(outputs: Tensor, best: Tensor, g: torch.Generator) -> Tensor:
+    """-(r - 1/10) log pi(a) of one drawn action a each, with reward 1 for the best one; 1/10 is its mean by chance."""
+    logs = F.log_softmax(outputs, 1)
+    action = torch.multinomial(logs.detach().exp(), 1, generator=g)
+    reward = (action[:, 0] == best).to(logs.dtype)
+    return -((reward - 0.1) * logs.gather(1, action)[:, 0]).mean()
+
+
 def _adam(net: nn.Module, rate: float) -> Optimizer:
     return torch.optim.Adam(net.parameters(), lr=rate)
 
 
 #: recipe -> tasks, optimizer, steps of each task
 RECIPES: dict[str, tuple[Task, Callable[[nn.Module], Optimizer], int]] = {
+    "policy": (_best_action, lambda net: _adam(net, 3e-3), 600),
     "random-labels": (_random_labels, lambda net: torch.optim.SGD(net.parameters(), lr=0.1), 750),
     "permuted": (_permuted, lambda net: _adam(net, 3e-3), 112),
     "decayed-pairs": (
@@ -54,11 +73,11 @@ RECIPES: dict[str, tuple[Task, Callable[[nn.Module], Optimizer], int]] = {
 def train_(net: nn.Module, recipe: str, tasks: int, x: Tensor, y: Tensor, g: torch.Generator) -> None:
     """Train in place over ``tasks`` tasks of a recipe, batches of 32 drawn with ``g``."""
     draw, make, steps = RECIPES[recipe]
-    optimizer = make(net)
+    optimizer, loss = make(net), _reinforce if recipe == "policy" else _supervised
     for _ in range(tasks):
         inputs, targets = draw(x, y, g)
         for _ in range(steps):
             index = torch.randint(len(inputs), (32,), generator=g)
             optimizer.zero_grad()
-            F.cross_entropy(net(inputs[index]), targets[index]).backward()
+            loss(net(inputs[index]), targets[index], g).backward()
             optimizer.step()
