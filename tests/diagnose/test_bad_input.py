@@ -99,6 +99,39 @@ def test_a_loss_without_a_gradient_is_said_and_not_raised_from_autograd() -> Non
         trial(net, opt, lab.probe(64), detached, candidates=["nothing"], budget=5)
 
 
+class FixedBatch(nn.Module):
+    """A network that trains on 64 samples, no more and no fewer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = lab.he_factory()()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and len(x) != 64:
+            raise RuntimeError("64 samples, please")
+        return self.net(x)
+
+
+def test_what_only_takes_the_whole_probe_is_told_by_step_0_and_by_a_trial() -> None:
+    weights = torch.rand(64)
+
+    def weighted(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (weights * F.cross_entropy(outputs, targets, reduction="none")).mean()
+
+    for make, loss, word in (
+        (lab.he_factory(), weighted, "loss_fn"),
+        (FixedBatch, F.cross_entropy, "any size"),
+    ):
+        net = make()
+        opt = torch.optim.SGD(net.parameters(), lr=0.1)
+        first = run(net, lab.probe(64), loss, optimizer=opt, reference=make, budget=1)
+        found = first.finding(Mechanism.PLASTICITY_LOSS)
+        assert found.status is Status.NOT_MEASURED
+        assert word in found.reason
+        with pytest.raises(InputError, match=word):
+            trial(net, opt, lab.probe(64), loss, candidates=["nothing"], budget=5)
+
+
 @pytest.mark.parametrize(("rate", "word"), [(1e9, "diverges"), (0.0, "no candidate learns more than")])
 def test_a_trial_in_which_nothing_learns_names_no_winner(
     rate: float, word: str, monkeypatch: pytest.MonkeyPatch
