@@ -188,3 +188,26 @@ def test_what_cannot_be_attached_is_refused_in_the_plan_not_when_it_is_applied()
     assert [s.line.intervention for s in made.steps if s.action == "attach"] == []
     assert any("finds no layer" in s.text for s in made.refused)
     assert made.apply_() == []
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen, self.hidden, self.last = (
+            nn.GRU(8, 16, batch_first=True),
+            nn.Linear(16, 32),
+            nn.Linear(32, 5),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.relu(self.hidden(self.seen(x)[0][:, -1])))
+
+
+def test_no_activation_is_prescribed_that_cannot_be_exchanged() -> None:
+    torch.manual_seed(0)
+    net, x, y = Recurrent(), torch.randn(128, 6, 8), torch.randint(5, (128,))
+    with torch.no_grad():
+        net.hidden.bias[:20] = -50
+    report = run(net, (x, y), F.cross_entropy, reference=Recurrent, budget=0)
+    assert report.finding(Mechanism.DEAD_UNITS).status is Status.PRESENT
+    assert [line.intervention for line in report.prescription.lines] == ["ReGraMa"]
