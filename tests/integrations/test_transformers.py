@@ -28,6 +28,7 @@ from transformers import (
 import supple
 from supple.errors import InputError
 from supple.integrations.transformers import SuppleCallback
+from supple.interventions import ResetEvent
 
 
 def data(n: int) -> list[dict[str, torch.Tensor]]:
@@ -210,6 +211,16 @@ def test_an_intervention_acts_through_the_trainers_optimizer(tmp_path: Path) -> 
         )
 
     assert moved(pulled) < moved(alone)
+
+
+def test_units_are_reset_under_the_trainers_adafactor(tmp_path: Path) -> None:
+    rule = supple.interventions.ReGraMa(every=2, mode="percentage", max_fraction=0.1)
+    callback = SuppleCallback(data(6), every=4, interventions=[rule])
+    net = train(tmp_path, [callback], net=llama(), optim="adafactor")
+    events = [e for e in callback.handles[0].log if isinstance(e, ResetEvent)]
+    assert {e.step for e in events} == {2, 4, 6, 8}
+    assert any("mlp" in e.layer for e in events)
+    assert all(torch.isfinite(p).all() for p in net.parameters())
 
 
 def test_the_three_lines_of_the_readme_run_as_they_stand(tmp_path: Path) -> None:

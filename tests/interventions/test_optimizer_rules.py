@@ -238,6 +238,68 @@ def test_adafactor_state_of_vectors_and_of_convolutions() -> None:
                 assert torch.allclose(slot[2], old[name][[0, 1, 3, 4, 5]].mean(0))
 
 
+def _hf(params: Any, **more: Any) -> Optimizer:
+    """As Trainer makes it with optim="adafactor"."""
+    module = pytest.importorskip("transformers.optimization")
+    return module.Adafactor(params, **{"lr": 0.01, "scale_parameter": False, "relative_step": False, **more})
+
+
+@pytest.mark.parametrize("where", [ROWS, COLUMNS])
+def test_the_adafactor_of_transformers_gives_fresh_slices_a_typical_step_too(where: Slice) -> None:
+    plain, got, opt, p = _pair(_hf, {}, where)
+    mask = torch.zeros(8, 5, dtype=torch.bool)
+    mask[where.at] = True
+    ratio = (got / plain)[~mask]
+    assert torch.allclose(ratio, ratio.mean().expand_as(ratio), rtol=1e-12)
+    size = got[mask].square().mean() / got[~mask].square().mean()
+    assert 0.2 < size < 5
+    assert set(opt.state[p]) == {"step", "RMS", "exp_avg_sq_row", "exp_avg_sq_col"}
+
+
+def test_a_fresh_row_gets_its_row_factor_and_first_moment_and_the_shared_column_factor_stays() -> None:
+    """Against the means by hand, in the layout of transformers: factors without the axis that they average."""
+    for shape, where in (((8, 5), ROWS), ((8, 5), COLUMNS), ((8,), ROWS), ((8, 5, 3, 3), ROWS)):
+        p = torch.ones(shape, dtype=torch.float64, requires_grad=True)
+        opt = _hf([p], beta1=0.9)
+        for step in range(5):
+            p.grad = _gradient(step, shape)
+            opt.step()
+        old = {k: v.clone() for k, v in opt.state[p].items() if isinstance(v, Tensor)}
+        _reset(opt, p, where)
+        state, fresh = opt.state[p], where.index.tolist()
+        others = [i for i in range(shape[where.dim]) if i not in fresh]
+        first = state["exp_avg"].movedim(where.dim, 0)
+        assert not first[fresh].any()
+        assert torch.equal(first[others], old["exp_avg"].movedim(where.dim, 0)[others])
+        lost = {"exp_avg_sq_row": len(shape) - 1, "exp_avg_sq_col": len(shape) - 2, "exp_avg_sq": -1}
+        for name in set(lost) & set(state):
+            if lost[name] == where.dim:
+                assert torch.equal(state[name], old[name]), "the factor of the other side"
+                continue
+            axis = 0 if state[name].dim() == 1 else where.dim
+            mean = old[name].index_select(axis, torch.tensor(others)).mean(axis)
+            assert torch.equal(state[name].select(axis, others[0]), old[name].select(axis, others[0]))
+            for unit in fresh:
+                assert torch.allclose(state[name].select(axis, unit), mean, rtol=1e-12)
+        assert torch.equal(state["RMS"], old["RMS"])
+
+
+def test_the_rule_of_transformers_goes_by_the_name_of_its_class_alone() -> None:
+    p = torch.zeros(2, 2, requires_grad=True)
+    opt = _hf([p])
+    rule = rule_for(opt)
+    with pytest.raises(InputError, match="Adafactor has a rule already"):
+        register_rule(type(opt), OptimizerRule())
+    opt.state[p]["trace"] = torch.zeros(2)
+    assert "'trace' is not part of the rule" in str(rule.refusal(opt, p))
+
+    class Adafactor(type(opt)):  # type: ignore[misc]
+        """The name of a known class."""
+
+    with pytest.raises(OptimizerRuleError, match=r"transformers\.optimization\.Adafactor"):
+        rule_for(Adafactor([p], lr=None))
+
+
 def test_muon_starts_the_momentum_of_a_fresh_row_anew_and_stays_bounded() -> None:
     _, got, opt, p = _pair(optim.Muon, {"lr": 0.01, "weight_decay": 0.0}, ROWS)
     buffer = opt.state[p]["momentum_buffer"]

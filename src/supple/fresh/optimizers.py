@@ -2,8 +2,8 @@
 
 After a reset a slice moves as under a fresh optimizer of the same class with the present learning rate, and
 every other element moves bit for bit as without the reset. Two classes cannot give the second half, because
-their update of one element reads the whole matrix: `Adafactor` and `Muon` (see their rules). `LBFGS` keeps
-one history of the whole network and is refused.
+their update of one element reads the whole matrix: `Adafactor`, also that of transformers, and `Muon` (see their
+rules). `LBFGS` keeps one history of the whole network and is refused.
 """
 
 from __future__ import annotations
@@ -91,32 +91,48 @@ class _ASGD(OptimizerRule):
             average[index] = param[index]
 
 
+@dataclass(frozen=True)
 class _Adafactor(OptimizerRule):
     """Second moments of a fresh row or column: the mean of the others, so that it takes a typical step.
 
     Zero, the value of a fresh optimizer, would make its step so large that the clipping of the whole
     update slows all others. The others keep their direction, but not their length to the last bit: the update
-    is scaled by the size of the parameter, of the update and of the mean row, which a reset changes.
+    is scaled by the size of the parameter, of the update and of the mean row, which a reset changes. Of a matrix a
+    fresh row gets its own row factor and a fresh column its own column factor; the factor of the other side belongs to
+    all units and stays. ``slots`` is the first moment of those that keep one (no bias correction: zero is fresh).
     """
 
+    rows: str = "row_var"
+    columns: str = "col_var"
+    vector: str = "variance"
+
     def refusal(self, optimizer: Optimizer, param: Tensor) -> str | None:
-        unknown = set(optimizer.state.get(param, {})) - {"step", "row_var", "col_var", "variance"}
+        own = {*self.shared, *self.slots, self.rows, self.columns, self.vector}
+        unknown = set(optimizer.state.get(param, {})) - own
         return f"state entry {min(unknown)!r} is not part of the rule" if unknown else None
 
     def slices(self, optimizer: Optimizer, param: Tensor, index: Index) -> list[tuple[Tensor, Index]]:
+        return super().slices(optimizer, param, index) + self._moments(optimizer, param, index)
+
+    def _moments(self, optimizer: Optimizer, param: Tensor, index: Index) -> list[tuple[Tensor, Index]]:
+        """Second moments that have the axes of the slice; a view of length 1 stands for the axis a factor lacks."""
         state = optimizer.state.get(param, {})
+        axes = [d for d, i in enumerate(index) if isinstance(i, Tensor)]
         found = []
-        for name in ("row_var", "col_var", "variance"):
+        for name, lacks in ((self.rows, -1), (self.columns, -2), (self.vector, -1)):
             slot = state.get(name)
-            axes = [d for d, i in enumerate(index) if isinstance(i, Tensor)]
-            if slot is not None and all(slot.shape[d] == param.shape[d] for d in axes):
+            if slot is None:
+                continue
+            slot = slot if slot.dim() == param.dim() else slot.unsqueeze(lacks)
+            if all(slot.shape[d] == param.shape[d] for d in axes):
                 found.append((slot, index))
         return found
 
     @torch.no_grad()
     def clear_(self, optimizer: Optimizer, param: Tensor, index: Index) -> None:
+        super().clear_(optimizer, param, index)
         axis = len(index) - 1  # cells: the second of their two axes
-        for slot, at in self.slices(optimizer, param, index):
+        for slot, at in self._moments(optimizer, param, index):
             others = torch.ones_like(slot)
             others[at] = 0.0
             count = others.sum(axis, keepdim=True)
@@ -147,13 +163,28 @@ _RULES: dict[type[Optimizer], OptimizerRule] = {
     ),
     torch.optim.Rprop: OptimizerRule({"prev": 0.0, "step_size": "lr"}, ("step",)),
     torch.optim.ASGD: _ASGD({"ax": 0.0}, ("step", "eta", "mu")),
-    torch.optim.Adafactor: _Adafactor(),
+    torch.optim.Adafactor: _Adafactor({}, ("step",)),
     # orthogonalising the momentum of a matrix mixes its rows: the others feel the reset
     torch.optim.Muon: OptimizerRule({"momentum_buffer": 0.0}),
+}
+#: classes of packages that are not imported for it, by module and name
+_ELSEWHERE: dict[str, OptimizerRule] = {
+    # optim="adafactor" of the Trainer; RMS is the size of the parameter, taken anew at each step
+    "transformers.optimization.Adafactor": _Adafactor(
+        {"exp_avg": 0.0}, ("step", "RMS"), None, "exp_avg_sq_row", "exp_avg_sq_col", "exp_avg_sq"
+    ),
 }
 _REFUSED: dict[type[Optimizer], str] = {
     torch.optim.LBFGS: "it keeps one history of the whole network, of which no slice is fresh"
 }
+
+
+def _full_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _known_rule(cls: type[Optimizer]) -> OptimizerRule | None:
+    return _RULES.get(cls) or _ELSEWHERE.get(_full_name(cls))
 
 
 def register_rule(optimizer_class: type[Optimizer], rule: OptimizerRule) -> None:
@@ -166,7 +197,7 @@ def register_rule(optimizer_class: type[Optimizer], rule: OptimizerRule) -> None
     """
     if not (isinstance(optimizer_class, type) and issubclass(optimizer_class, Optimizer)):
         raise InputError("a rule belongs to a torch.optim.Optimizer class", found=optimizer_class)
-    known = _RULES.get(optimizer_class)
+    known = _known_rule(optimizer_class)
     if known is not None and known != rule:
         raise InputError(f"{optimizer_class.__name__} has a rule already", found=known)
     _RULES[optimizer_class] = rule
@@ -179,17 +210,18 @@ def rule_for(optimizer: Optimizer) -> OptimizerRule:
     ['exp_avg', 'exp_avg_sq', 'max_exp_avg_sq']
     """
     cls = type(optimizer)
-    rule = _RULES.get(cls)
+    rule = _known_rule(cls)
     if rule is None:
         reason = _REFUSED.get(cls)
         raise OptimizerRuleError(
             "the state of this optimizer cannot be cleared for single units"
             if reason
             else "no rule says what a fresh slice of this optimizer's state is",
-            found=f"{cls.__module__}.{cls.__qualname__}" + (f": {reason}" if reason else ""),
+            found=_full_name(cls) + (f": {reason}" if reason else ""),
             do="use another optimizer with resets"
             if reason
             else f"supple.fresh.register_rule({cls.__name__}, OptimizerRule(slots={{...}})); "
-            f"known: {', '.join(sorted(c.__name__ for c in _RULES))}; for a wrapper pass the inner optimizer",
+            f"known: {', '.join(sorted([c.__name__ for c in _RULES] + list(_ELSEWHERE)))}; "
+            "for a wrapper pass the inner optimizer",
         )
     return rule
