@@ -83,14 +83,16 @@ def _surer(records: list[dict[str, Any]]) -> list[str]:
         row["present"] = present(row)
     apart = median(abs(a["loss"] - b["loss"]) for a, b in both)
     sides = sum((a["loss"] >= LOST) == (b["loss"] >= LOST) for a, b in both)
-    same = sum({m for m in THREE if m in a["present"]} == {m for m in THREE if m in b["present"]} for a, b in both)
+    same = sum(
+        {m for m in THREE if m in a["present"]} == {m for m in THREE if m in b["present"]} for a, b in both
+    )
     found = summary([b for _, b in both])
     return [
         "## Surer truths",
         "",
-        f"{len(both)} of these networks (the MLP families) once more with 20 references and five tasks a truth, preset",
-        f"`sure`: the losses differ by {apart:.3f} (median), {sides} are on the same side of a loss of a tenth, {same} have",
-        "the same mechanisms. The verdicts are those above.",
+        f"{len(both)} of these networks once more with 20 references and five tasks a truth (preset `sure`; families below):",
+        f"the losses differ by {apart:.3f} (median), {sides} are on the same side of a loss of a tenth, {same} have the",
+        "same mechanisms. The verdicts are those above.",
         "",
         render({**found, "calibration": [], "wrong": []}),
         "",
