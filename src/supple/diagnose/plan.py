@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from supple.diagnose.copies import recipe
+from supple.diagnose.inputs import check_model
 from supple.diagnose.types import DiagnosisReport, PrescriptionLine
 from supple.errors import AttachError, InputError, SuppleError
 from supple.interventions.base import Intervention
 from supple.interventions.engine import plan_reset
-from supple.interventions.handle import Handle, Optimizers
+from supple.interventions.handle import Handle, Optimizers, optimizer_list
 from supple.interventions.registry import create
 from supple.interventions.reset_plan import ResetPlan
+from supple.observe.copies import clean_copy, unwrap
+from supple.observe.guard import rng_guard
 from supple.status import Mechanism
 from supple.topology.inputs import shrink
 
@@ -91,8 +95,19 @@ def plan(model: nn.Module, optimizer: Optimizers, report: DiagnosisReport) -> Pl
     """Turn the primary lines of a report into checked steps; what needs a new network is refused here.
 
     Raises:
-        InputError: the report was made for a network with other layers.
+        InputError: the report was made for a network with other layers; no module, no report, or an optimizer
+            that does not train this model.
     """
+    check_model(model, "a plan")
+    held = {id(p) for item in optimizer_list(optimizer) for g in item.param_groups for p in g["params"]}
+    if not held & {id(p) for p in model.parameters()}:
+        raise InputError(
+            "the optimizer holds no parameter of this model",
+            where="optimizer",
+            do="pass the optimizer that trains it",
+        )
+    if not isinstance(report, DiagnosisReport):
+        raise InputError("a plan needs the report of a diagnosis", found=type(report).__name__)
     _check_same(model, report)
     steps: list[PlanStep] = []
     for line in report.prescription.lines:
@@ -133,11 +148,30 @@ def _live_steps(
         intervention = create(line.intervention, **line.settings)
     except SuppleError as error:
         return [_refused(line, str(error))]
+    refusal = _rehearsed(model, optimizer, report, create(line.intervention, **line.settings))
     settings = ", ".join(f"{k}={v!r}" for k, v in line.settings.items())
     attach = PlanStep(line, "attach", f"{line.intervention}({settings}); {line.kind}", intervention)
+    if refusal:
+        attach = _refused(line, refusal)
     if line.mechanism is not Mechanism.DEAD_UNITS:
         return [attach]
     return [*_reset_steps(model, optimizer, report, line), attach]
+
+
+def _rehearsed(
+    model: nn.Module, optimizer: Optimizers, report: DiagnosisReport, intervention: Intervention
+) -> str:
+    """Why it cannot be attached here, found by attaching it to a copy; empty where it can."""
+    network = clean_copy(model)
+    inputs = None if report.inputs is None else shrink(report.inputs, 8)
+    with rng_guard():
+        try:
+            intervention.attach(
+                network, recipe(unwrap(model), optimizer).build(network), inputs=inputs
+            ).detach()
+        except SuppleError as error:
+            return str(error)
+    return ""
 
 
 def _reset_steps(

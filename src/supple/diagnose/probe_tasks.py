@@ -239,14 +239,24 @@ def learn(
         scores.append(_score(task, z.detach(), y, float(loss.detach())))
         if not math.isfinite(scores[-1]):
             return [*scores, math.nan]
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
+        _update(loss, optimizers)
         if stop is not None and stop(scores):
             break
     return scores
+
+
+def _update(loss: Tensor, optimizers: list[torch.optim.Optimizer]) -> None:
+    if not loss.requires_grad:
+        raise InputError(
+            "the loss cannot be trained on: it does not depend on a trainable parameter",
+            where="loss_fn",
+            do="compute it from the outputs, without detach, item or numpy",
+        )
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    for optimizer in optimizers:
+        optimizer.step()
 
 
 def _score(task: ProbeTask, z: Tensor, y: Tensor, loss: float) -> float:

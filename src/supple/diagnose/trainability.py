@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from supple.diagnose.copies import OptimizerRecipe, recipe, same_trainable
+from supple.diagnose.inputs import check_budget
 from supple.diagnose.intervals import ratio_interval
 from supple.diagnose.probe_tasks import LossFn, ProbeKind, ProbeTask, learn, read_kind
 from supple.diagnose.types import Evidence, Finding
@@ -151,13 +152,17 @@ def trainability(
         PRESENT when the ratio is below 0.935 and its interval below 0.97; ABSENT when the ratio is not below 0.935
         and its interval above 0.90; INCONCLUSIVE where the interval is too wide for either or the twin itself hardly
         learns; INVALID where the network returns NaN or its training diverges.
+
+    Raises:
+        InputError: a budget that is no number of seconds.
     """
+    budget = check_budget(budget, zero="to leave step 0 out")
     if twin is None:
         return Trainability(
             Status.NOT_MEASURED,
             "no reference: pass reference=factory (a callable that builds a fresh network)",
         )
-    if budget <= 0:
+    if budget == 0:
         return Trainability(Status.NOT_MEASURED, "step 0 was left out (budget=0)")
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
@@ -210,9 +215,9 @@ class _Race:
             return self._end(Status.INVALID, "the network returns NaN or Inf on the probe")
         try:
             self.kind = read_kind(outputs, self.batch[1])
+            refusal = self._pilot()
         except InputError as error:
             return self._end(Status.NOT_MEASURED, str(error))
-        refusal = self._pilot()
         return refusal or self._compare()
 
     def _outputs(self) -> Any:

@@ -18,12 +18,14 @@ import torch
 from torch import nn
 
 from supple.diagnose.copies import recipe, same_trainable
+from supple.diagnose.inputs import check_budget, check_model
 from supple.diagnose.intervals import mean_interval
 from supple.diagnose.probe_tasks import LossFn, ProbeKind, ProbeTask, learn, read_kind
+from supple.diagnose.trainability import TOO_LITTLE
 from supple.diagnose.types import Prescription, plain
 from supple.errors import InputError, SuppleError
 from supple.interventions.base import Intervention
-from supple.interventions.handle import Optimizers
+from supple.interventions.handle import Optimizers, optimizer_list
 from supple.interventions.registry import create
 from supple.observe.batch import check_batch, main_output
 from supple.observe.copies import clean_copy, unwrap
@@ -37,6 +39,8 @@ DEFAULT_BUDGET = 60.0
 ROUNDS = 3  # tasks in sequence; the first one, where an intervention has had no time to act, does not count
 STEPS, LEAST_STEPS = 250, 40
 PAIRS, LEAST_PAIRS = 8, 3
+DIVERGED = -1.0  # the lowest score there is
+FEWEST_SAMPLES = 8  # as step 0: with fewer, batches of one sample
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,10 @@ class Arm:
 
 @dataclass(frozen=True)
 class Trial:
-    """Arms, best first. ``clear`` says whether the first is better than the second with 95 % certainty."""
+    """Arms, best first. ``clear`` says whether the first is better than the second with 95 % certainty.
+
+    ``problem`` says why the order means nothing: no arm learned, or all of them diverged.
+    """
 
     arms: tuple[Arm, ...]
     clear: bool
@@ -68,20 +75,29 @@ class Trial:
     seconds: float
     optimizer: str
     score: str
+    problem: str = ""
 
     @property
     def best(self) -> Arm:
         return self.arms[0]
 
     def reorder(self, prescription: Prescription) -> Prescription:
-        """The prescription in the measured order; lines that were not measured come last."""
+        """The prescription in the measured order; lines that were not measured come last.
+
+        Where the trial has a ``problem`` the order stays, and the note says why.
+        """
+        if self.problem:
+            return replace(prescription, note=f"Not reordered: in a trial on copies {self.problem}.")
         order = {a.name: i for i, a in enumerate(self.arms) if not a.failed}
         lines = sorted(prescription.lines, key=lambda x: order.get(x.intervention, len(order)))
         note = f"Reordered by a trial on copies: best {self.best.name} ({self.best.score:.2f})."
         return replace(prescription, lines=tuple(lines), note=note)
 
     def to_dict(self) -> dict[str, Any]:
-        row = {k: getattr(self, k) for k in ("clear", "pairs", "steps", "seconds", "optimizer", "score")}
+        row = {
+            k: getattr(self, k)
+            for k in ("clear", "pairs", "steps", "seconds", "optimizer", "score", "problem")
+        }
         return plain({**row, "arms": [vars(a) for a in self.arms]})
 
     def __str__(self) -> str:
@@ -97,6 +113,8 @@ class Trial:
             gain = "-" if arm.name == NOTHING else f"{arm.gain:+.3f} [{arm.lo:+.3f}, {arm.hi:+.3f}]"
             lines.append(f"  {arm.name:<26} {arm.score:>6.3f} {gain:>24} {arm.cost:>5.1f}x")
         verdict = f"First: {self.best.name}" + ("." if self.clear else ", not clearly ahead of the second.")
+        if self.problem:
+            verdict = f"No order: {self.problem}."
         return "\n".join([*lines, *wrap(verdict)])
 
 
@@ -125,17 +143,26 @@ def trial(
 
     Raises:
         InputError: an unknown candidate, targets for which no random ones can be drawn, a network that
-            returns NaN.
+            returns NaN, a loss without a gradient, fewer than 8 samples, a budget that is too small or no
+            positive number.
     """
+    check_model(model, "a trial")
+    if optimizer is not None:
+        optimizer_list(optimizer)
+    seconds = check_budget(DEFAULT_BUDGET if budget is None else budget)
+    if candidates is not None and (isinstance(candidates, str) or not isinstance(candidates, Iterable)):
+        raise InputError("candidates must be a list", found=repr(candidates), do=f"pass [{candidates!r}]")
     checked = check_batch(batch, strict=True)
+    if checked.samples < FEWEST_SAMPLES:
+        raise InputError(
+            "too few probe samples for a trial", found=checked.samples, do=f"pass {FEWEST_SAMPLES} or more"
+        )
     pair = (checked.inputs, checked.targets)
     with guard(model, optimizer):
         model = unwrap(model)
         healthy = resolve(reference, model, seed)
         arms = _arms(model, optimizer, pair, loss_fn, healthy, candidates, forward)
-        contest = _Contest(model, optimizer, pair, loss_fn, healthy, arms, forward, seed,
-                           DEFAULT_BUDGET if budget is None else budget)  # fmt: skip
-        return contest.run()
+        return _Contest(model, optimizer, pair, loss_fn, healthy, arms, forward, seed, seconds).run()
 
 
 def default_candidates(prescription: Prescription) -> list[Intervention | str]:
@@ -255,7 +282,7 @@ class _Contest:
                 if handle is not None:
                     handle.task(f"probe-{round_}")
                 course = learn(network, self._task(index, round_), self.steps, optimizers, centred=False)
-                scores.append(-1.0 if math.isnan(course[-1]) else fmean(course))
+                scores.append(DIVERGED if math.isnan(course[-1]) else fmean(course))
         except SuppleError as error:
             self.failed[name] = f"cannot be applied here: {error}"
         finally:
@@ -286,7 +313,19 @@ class _Contest:
         score = kinds.get(self.kind.kind, "share of the loss removed on random targets")
         pairs = len(self.scores[NOTHING])
         seconds = time.monotonic() - self.started
-        return Trial(tuple(arms), clear, pairs, self.steps, seconds, self.recipe.text, score)
+        problem = self._problem(arms[0].score)
+        clear = clear and not problem
+        return Trial(tuple(arms), clear, pairs, self.steps, seconds, self.recipe.text, score, problem)
+
+    def _problem(self, best: float) -> str:
+        if best <= DIVERGED:
+            return f"every candidate diverges under {self.recipe.text}"
+        if best < TOO_LITTLE:
+            return (
+                f"no candidate learns more than {best:.0%} in {self.steps} steps of {self.recipe.text}; "
+                "raise budget, or check the learning rate"
+            )
+        return ""
 
     def _arm(self, name: str) -> Arm:
         mine, base = self.scores[name], self.scores[NOTHING]
