@@ -14,7 +14,7 @@ from torch import nn
 from supple.bench import RunSpec, methods, run_list, with_engine
 from supple.bench.jobs import jobs
 from supple.bench.learner import Learner
-from supple.bench.protocols import PROTOCOLS, create
+from supple.bench.protocols import create
 from supple.bench.protocols.images import decayed, shrunk
 from supple.bench.search import Search
 from supple.bench.spec import different
