@@ -32,7 +32,7 @@ def diagnose(
     history: Records | Any = None,
     forward: Callable[[nn.Module, Any], Any] | None = None,
     budget: float | None = None,
-    earlier: Sequence[tuple[str, tuple[Any, Any]]] = (),
+    earlier: Sequence[tuple[Any, ...]] = (),
 ) -> DiagnosisReport:
     """One look at a network: is there loss of plasticity, by which mechanism, where, and what fits.
 
@@ -49,14 +49,16 @@ def diagnose(
         history: a `Monitor`, or its records; gives drift, task switches and forgetting.
         forward: ``forward(model, inputs)`` where the call is not one of the forms above.
         budget: seconds for step 0 (default 30); 0 leaves step 0 out, and the report says so.
-        earlier: ``(name, (inputs, targets))`` of earlier tasks, to tell forgetting.
+        earlier: ``(name, (inputs, targets))`` of earlier tasks, to tell forgetting; with the best accuracy or loss
+            reached then as a third entry (without it 100 % accuracy is assumed, and said).
 
     Returns:
         A report with ``findings``, ``coverage``, ``prescription``; print it, or `to_dict`, `to_json`,
         `to_html`.
 
     Raises:
-        InputError: shapes that do not fit, an empty batch, a model without trainable layer.
+        InputError: shapes that do not fit, an empty batch, a model without trainable layer, a reference that is the
+            network itself, a monitor of a network with other layers.
 
     >>> import torch, supple
     >>> _ = torch.manual_seed(0)
@@ -68,6 +70,7 @@ def diagnose(
     """
     from supple.diagnose import run
 
+    _refuse_mistaken(model, reference, history)
     return run(
         model,
         batch,
@@ -79,6 +82,32 @@ def diagnose(
         budget=budget,
         earlier=earlier,
     )
+
+
+def _refuse_mistaken(model: Any, reference: Any, history: Any = None) -> None:
+    """A reference that is the network itself, or the monitor of a network with other parameters."""
+    from torch import nn
+
+    from supple.errors import InputError
+    from supple.observe import refuse_itself
+    from supple.observe.copies import unwrap
+
+    if not isinstance(model, nn.Module):
+        return  # the call itself says so
+    refuse_itself(reference, model)
+    if not isinstance(history, Monitor):
+        return
+    own, other = (
+        {k: tuple(p.shape) for k, p in unwrap(m).named_parameters()} for m in (model, history.model)
+    )
+    if own != other:
+        odd = sorted(k for k in {**own, **other} if own.get(k) != other.get(k))
+        raise InputError(
+            "the history is that of another network",
+            found=f"{len(odd)} parameter(s) differ: {', '.join(odd[:3])}",
+            where="history",
+            do="pass the Monitor of this model",
+        )
 
 
 def trainability(
@@ -119,6 +148,7 @@ def trainability(
     from supple.observe import check_batch, resolve
     from supple.observe.copies import unwrap
 
+    _refuse_mistaken(model, reference)
     network = unwrap(model)
     for item in (batch,) if task is None else (batch, task):
         check_batch(item, strict=True)
@@ -158,6 +188,7 @@ def trial(
     """
     from supple.diagnose import trial as run
 
+    _refuse_mistaken(model, reference)
     return run(
         model,
         optimizer,

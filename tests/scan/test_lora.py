@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import random
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,9 @@ from torch import nn
 
 import supple
 from supple.cli.main import main
+from supple.errors import InputError
 from supple.scan import ScanReport, scan
+from supple.scan.pattern import first_hit
 
 D = 24
 
@@ -66,6 +72,9 @@ LORA = {"peft_type": "LORA", "r": 4, "lora_alpha": 12}
         ({"use_rslora": True}, 6.0),
         ({"alpha_pattern": {"q_proj": 2}}, 0.5),
         ({"alpha_pattern": {"other": 2}}, 3.0),
+        ({"alpha_pattern": {"^layers.0.q_proj": 2}}, 0.5),
+        ({"alpha_pattern": {"^q_proj": 2}}, 3.0),
+        ({"alpha_pattern": {r".*\.(1|0)\.(q|k)_proj": 2, "q_proj": 8}}, 0.5),
     ],
 )
 def test_the_product_has_the_scale_of_its_configuration(
@@ -89,6 +98,65 @@ def test_an_adapter_without_a_known_scale_says_so(tmp_path: Path) -> None:
     assert "ADALORA" in other.skipped[0].reason
     odd = scan(write(tmp_path / "odd", factors, {"peft_type": "LORA", "lora_alpha": None}))
     assert "no number" in odd.skipped[0].reason
+
+
+@pytest.mark.parametrize("key", ["(.*)*x", "(a|a)*" * 8 + "x", "(.*.*.*)*" * 4 + "x"])
+def test_a_hostile_alpha_pattern_ends(key: str) -> None:
+    """Each of these keeps Python's engine busy for longer than anyone waits; the process is ended if it does."""
+    code = "from supple.scan.pattern import first_hit; import sys; print(first_hit([sys.argv[1]], 'a' * 200))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, key], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.strip() == "None"
+
+
+@pytest.mark.parametrize(
+    "key", ["a{9999}", "(?=a)b", r"(a)\1", "a)|(b", "[z-a]", "(" * 30 + ")" * 30, "*" * 3000]
+)
+def test_a_pattern_of_another_kind_is_no_scale_and_says_so(key: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / "r", pair("q", D, D, 4, 5), {**LORA, "alpha_pattern": {key: 2}})
+    report = scan(folder)
+    assert not len(report.records)
+    (skipped,) = report.skipped
+    assert re.search(r"^alpha_pattern: th(is|ese) patterns? of modules .*; do: ", skipped.reason)
+    assert len(skipped.reason) < 300
+
+
+def test_patterns_match_what_peft_matches() -> None:
+    """Three thousand random keys against the expression of peft, each of which Python's engine compiles."""
+    draw_ = random.Random(0)
+    parts = [
+        "a",
+        "b",
+        ".",
+        r"\.",
+        "*",
+        "+",
+        "?",
+        "(",
+        ")",
+        "|",
+        "^",
+        "$",
+        "[ab]",
+        "[^a]",
+        r"\w",
+        ".*",
+        "a.b",
+        "(?:",
+    ]
+    tried = hits = 0
+    while tried < 3000:
+        key = "".join(draw_.choice(parts) for _ in range(draw_.randint(1, 7)))
+        name = "".join(draw_.choice("ab.") for _ in range(draw_.randint(0, 7)))
+        try:
+            expected = re.match(rf"(.*\.)?({key})$", name) is not None
+            got = first_hit([key], name) is not None
+        except (re.error, InputError):
+            continue
+        assert got == expected, (key, name)
+        tried, hits = tried + 1, hits + expected
+    assert 300 < hits < 2700
 
 
 def base_model(folder: Path, prefix: str = "model.") -> dict[str, torch.Tensor]:
@@ -216,7 +284,7 @@ def test_peft_itself_agrees(tmp_path: Path) -> None:
         lora_alpha=8,
         target_modules=["0", "2"],
         rank_pattern={"2": 3},
-        alpha_pattern={"2": 5},
+        alpha_pattern={"^2": 5},
         use_rslora=True,
     )
     tuned = peft.get_peft_model(net, config)

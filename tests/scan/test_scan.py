@@ -57,6 +57,65 @@ def test_measurements_equal_a_numpy_twin(shape: tuple[int, int]) -> None:
         assert rows[key] == pytest.approx(value, rel=1e-6, abs=1e-9), key
 
 
+@pytest.mark.parametrize("tables", [False, True])
+def test_a_head_tied_to_its_table_is_one_matrix_in_every_kind_of_file(tables: bool, tmp_path: Path) -> None:
+    """Rounds that keep the head as the same tensor, and one that leaves it out as transformers does."""
+    names = [f"layers.{i}.weight" for i in range(3)]
+    for r in range(3):
+        state = {n: gaussian(16, 16, seed=i) for i, n in enumerate(names)}
+        state["embed_tokens.weight"] = gaussian(32, 16, seed=9) * (1 + r)
+        if r != 1:
+            state = {"lm_head.weight": state["embed_tokens.weight"], **state}
+        torch.save(state, tmp_path / f"r{r}.pt")
+    report = scan([tmp_path / f"r{r}.pt" for r in range(3)], embeddings=tables)
+    layers = {n.removesuffix(".weight") for n in names} | ({"embed_tokens"} if tables else set())
+    for run in report.runs:
+        assert {r.layer for r in report.records.select(run=run)} == layers
+    reasons = {s.layer: s.reason for s in report.skipped}
+    assert reasons["lm_head.weight"].startswith("tied to embed_tokens.weight: ")
+    assert ("measured once" in reasons["lm_head.weight"]) is tables
+    assert not report.not_compared
+    growth = next(f for f in report.findings if f.mechanism == "weight_growth")
+    assert (f"of {len(layers)} matrices" in growth.reason) is tables
+
+
+def test_tensors_with_equal_values_or_one_storage_are_tied_only_if_they_are_the_same(tmp_path: Path) -> None:
+    both = gaussian(16, 16)
+    state = {
+        "a.weight": both,
+        "b.weight": both,
+        "t.weight": both.T,
+        "half.weight": both[:8],
+        "copy.weight": both.clone(),
+    }
+    torch.save(state, tmp_path / "r.pt")
+    report = scan(tmp_path / "r.pt")
+    assert {r.layer for r in report.records} == {"a", "t", "half", "copy"}
+    assert [(s.layer, s.reason) for s in report.skipped] == [("b.weight", "tied to a.weight: measured once")]
+
+
+def test_matrices_that_a_round_lacks_are_named_and_not_counted(tmp_path: Path) -> None:
+    """Counted, the four strays would make seven matrices of three and their correction too hard."""
+    base, paths = gaussian(16, 16), []
+    u, s, v = torch.linalg.svd(base)
+    for r in range(5):
+        fallen = u @ torch.diag(s * torch.exp(-0.4 * r * torch.arange(16.0) / 16)) @ v
+        state = {"a.weight": fallen, "b.weight": base, "c.weight": base + 1}
+        state |= {"lm_head.weight": base + 2, "in_proj_weight": gaussian(48, 16)} if r in (0, 4) else {}
+        paths.append(save(tmp_path / f"r{r}.safetensors", state))
+    report = scan(paths)
+    left = {s.layer: s.reason for s in report.not_compared}
+    missing = "not measured in r1.safetensors, r2.safetensors, r3.safetensors"
+    assert left == dict.fromkeys(["lm_head", *(f"in_proj_weight [{p}]" for p in "qkv")], missing)
+    (fall,) = [t for t in report.trends if t.name == "a" and t.instrument == "effective_rank"]
+    assert fall.p == pytest.approx(3 / math.factorial(5))
+    assert "1 of 3 matrices" in report.findings[0].reason
+    assert "not compared over the rounds: 4 matrices\n  in_proj_weight [q]: " + missing in str(report)
+    assert report.to_dict()["not_compared"][-1] == {"layer": "lm_head", "reason": missing}
+    assert "lm_head" in report.to_html(tmp_path / "x.html").read_text().split("Not compared")[1]
+    assert not scan(paths[1:4]).not_compared
+
+
 def test_non_finite_and_zero_matrices_are_never_healthy(tmp_path: Path) -> None:
     bad = gaussian(4, 4)
     bad[1, 2] = math.nan

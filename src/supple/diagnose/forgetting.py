@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from supple.diagnose.thresholds import FORGOTTEN
 from supple.diagnose.types import Evidence, Finding
+from supple.errors import InputError
+from supple.observe.batch import as_classes, check_batch, main_output, run_loss
 from supple.records import Record, Records
 from supple.status import Mechanism, Status
 from supple.topology.inputs import Forward, call
@@ -25,6 +27,8 @@ HOW = (
     "or pass earlier=[(name, (inputs, targets)), ...]"
 )
 INSTRUMENTS = ("task_accuracy", "task_loss")
+FORM = "an earlier task is (name, (inputs, targets)), or (name, (inputs, targets), best value)"
+ASSUMED = "assumes that it had been learned to 100 %: pass (name, batch, best) to say better"
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ def forgetting(recalls: Sequence[Recall], reason: str = HOW) -> Finding:
     ]
     severity = min(1.0, max(0.0, mean))
     text = f"{mean:.0%} of what it had learned on {len(usable)} earlier task(s) is gone"
+    if any(r.note == ASSUMED for r in usable):
+        text += f"; this {ASSUMED}"
     advice = "replay earlier data, or regularise towards the old solution; plasticity is a separate question"
     return Finding(
         Mechanism.FORGETTING,
@@ -137,7 +143,7 @@ def from_probes(
     of a network that has learned the task is assumed to be 1, which the note says; losses need it.
     """
     found: list[Recall] = []
-    for name, (inputs, targets), *best in earlier:
+    for name, (inputs, targets), *best in _checked(earlier):
         now, higher = measure(model, inputs, targets, loss_fn, forward)
         naive = measure(twin, inputs, targets, loss_fn, forward)[0] if twin is not None else math.nan
         if math.isnan(naive):
@@ -147,23 +153,55 @@ def from_probes(
                 Recall(str(name), now, float(best[0]), naive, higher, len(targets), "best value given")
             )
         elif higher:
-            note = "assumes that it had been learned to 100 %: pass (name, batch, best) to say better"
+            note = ASSUMED
             found.append(Recall(str(name), now, 1.0, naive, higher, len(targets), note))
     missing = "" if found else "earlier tasks with a loss need their best value: (name, batch, best)"
     return found, missing
+
+
+def _checked(earlier: Any) -> list[tuple[Any, ...]]:
+    """Each entry as (name, (inputs, targets)) or with its best value, its batch checked.
+
+    Raises:
+        InputError: another form, an empty batch, a best value that is no finite number.
+    """
+    if isinstance(earlier, str) or not isinstance(earlier, Sequence):
+        raise InputError(FORM, found=type(earlier).__name__, where="earlier")
+    checked: list[tuple[Any, ...]] = []
+    for number, entry in enumerate(earlier):
+        where = f"earlier[{number}]"
+        if not isinstance(entry, tuple | list) or len(entry) not in (2, 3) or not isinstance(entry[0], str):
+            raise InputError(FORM, found=type(entry).__name__, where=where)
+        try:
+            batch = check_batch(entry[1])
+        except InputError as error:
+            raise InputError(error.what, found=error.found, where=where, do=error.do) from error
+        best = tuple(entry[2:])
+        if best and not (isinstance(best[0], int | float) and math.isfinite(best[0])):
+            raise InputError(
+                "the best value of an earlier task is a number", found=repr(best[0]), where=where
+            )
+        checked.append((entry[0], (batch.inputs, batch.targets), *best))
+    return checked
 
 
 def measure(
     model: nn.Module, inputs: Any, targets: Any, loss_fn: Callable[[Any, Any], Any], forward: Forward | None
 ) -> tuple[float, bool]:
     """Accuracy where outputs and targets have the shapes of a classification, else the loss."""
-    from supple.observe.batch import as_classes, main_output
-
     with torch.no_grad():
-        outputs = call(model, inputs, forward)
+        try:
+            outputs = call(model, inputs, forward)
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(
+                "the model fails on the inputs of an earlier task",
+                found=f"{type(error).__name__}: {error}",
+                where="earlier",
+                do="check the shapes and types of that batch, or pass forward=",
+            ) from error
         found = as_classes(main_output(outputs), targets)
         if found is None:
-            return float(loss_fn(outputs, targets)), False
+            return float(run_loss(loss_fn, outputs, targets)), False
         logits, classes = found
         if not bool(logits.isfinite().all()):
             return math.nan, True

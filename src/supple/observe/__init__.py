@@ -8,7 +8,7 @@ from supple.observe.copies import clean_copy
 from supple.observe.guard import guard, rng_guard
 from supple.observe.monitor import Monitor
 from supple.observe.probe import Observation, observe
-from supple.observe.reference import Reference, resolve
+from supple.observe.reference import Reference, refuse_itself, resolve
 
 __all__ = [
     "Monitor",
@@ -18,6 +18,7 @@ __all__ = [
     "clean_copy",
     "guard",
     "observe",
+    "refuse_itself",
     "resolve",
     "rng_guard",
 ]

@@ -44,12 +44,16 @@ def check_batch(batch: Any, *, strict: bool = False) -> Batch:
         found = f"a {type(batch).__name__}" + (
             f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
         )
-        raise InputError("a probe batch is a pair (inputs, targets)", found=found)
+        raise InputError(
+            "a probe batch is a pair (inputs, targets)", found=found, do="pass one batch: (inputs, targets)"
+        )
     inputs, targets = _detached(batch[0]), _detached(batch[1])
     samples = batch_size(inputs)
     if samples is None:
         raise InputError(
-            "the inputs of the probe hold no tensor with a sample axis", found=type(batch[0]).__name__
+            "the inputs of the probe hold no tensor with a sample axis",
+            found=type(batch[0]).__name__,
+            do="pass torch tensors whose first axis runs over samples",
         )
     if samples == 0:
         raise InputError("the probe is empty", found="no sample", do="pass at least a few dozen samples")
@@ -76,15 +80,21 @@ def run_loss(loss_fn: Callable[..., Any], outputs: Any, targets: Any) -> Tensor:
         loss = loss_fn(outputs, targets)
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
-            "loss_fn(outputs, targets) failed on the probe", found=f"{type(error).__name__}: {error}"
+            "loss_fn(outputs, targets) failed on the probe",
+            found=f"{type(error).__name__}: {error}",
+            do="check the shape and the type of the targets, and the loss",
         ) from error
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
         found = (
             f"shape {tuple(loss.shape)}, {loss.dtype}" if isinstance(loss, Tensor) else type(loss).__name__
         )
-        raise InputError("loss_fn must return one real number (a scalar tensor)", found=found)
+        raise InputError(
+            "loss_fn must return one real number (a scalar tensor)",
+            found=found,
+            do="take the mean over samples",
+        )
     return loss.reshape(())
 
 

@@ -51,7 +51,8 @@ def resolve(reference: Any, model: nn.Module, seed: int = 0, kind: Kind = "round
 
     Raises:
         InputError: other parameter names or shapes than the model; parameters that no ``reset_parameters``
-            covers (their path is named); a factory that returns the model itself; another type.
+            covers (their path is named); a factory that fails, or returns the model itself or a network with
+            another activation; another type.
 
     >>> net = nn.Linear(3, 2)
     >>> twin = resolve(lambda: nn.Linear(3, 2), net).twin(1)
@@ -80,7 +81,7 @@ def _from_factory(factory: Callable[[], Any], model: nn.Module, seed: int) -> Re
     def make(i: int) -> nn.Module:
         with rng_guard():
             _seed_all(seed, i)
-            twin = factory()
+            twin = _called(factory)
         if not isinstance(twin, nn.Module):
             raise InputError("the reference factory must return a module", found=type(twin).__name__)
         twin = unwrap(twin)
@@ -90,11 +91,83 @@ def _from_factory(factory: Callable[[], Any], model: nn.Module, seed: int) -> Re
                 do="build a new network at every call",
             )
         _check_shapes(dict(twin.named_parameters()), dict(model.named_parameters()), "the factory's network")
+        _check_activations(twin, model)
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        return twin.to(device)
+        return _in_types_of(model, twin.to(device))
 
     make(0)
     return Reference("factory", "strong", True, make)
+
+
+def _called(factory: Callable[[], Any]) -> Any:
+    try:
+        return factory()
+    except torch.OutOfMemoryError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            "the reference factory failed",
+            found=f"{type(error).__name__}: {error}",
+            where="reference",
+            do="pass a callable without arguments that builds a fresh network",
+        ) from error
+
+
+def _check_activations(twin: nn.Module, model: nn.Module) -> None:
+    """A twin with the same weights but another activation is another architecture."""
+    others = dict(twin.named_modules())
+    for name, module in model.named_modules():
+        other = others.get(name)
+        if other is None or type(other) is type(module) or not (_activates(module) and _activates(other)):
+            continue
+        raise InputError(
+            "the factory's network has another activation than the model",
+            found=f"{type(other).__name__}, not {type(module).__name__}",
+            where=name,
+            do="build the network that was trained",
+        )
+
+
+def _activates(module: nn.Module) -> bool:
+    return type(module).__module__ == nn.ReLU.__module__ and not isinstance(module, nn.MultiheadAttention)
+
+
+def _in_types_of(model: nn.Module, twin: nn.Module) -> nn.Module:
+    """The twin in the number types of the model: one that was cast after it was built has fresh twins that were not."""
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, tensor in (*twin.named_parameters(), *twin.named_buffers()):
+        if name in own and own[name].dtype != tensor.dtype:
+            tensor.data = tensor.data.to(own[name].dtype)
+    return twin
+
+
+def refuse_itself(reference: Any, model: nn.Module) -> None:
+    """A reference that is the network under study: compared with itself, any network looks healthy.
+
+    ``model.state_dict()`` shares memory with the model: kept from before training, it has been trained too.
+
+    Raises:
+        InputError: the model itself, or a state that shares memory with it.
+
+    >>> net = nn.Linear(2, 2)
+    >>> refuse_itself({k: v.clone() for k, v in net.state_dict().items()}, net)
+    """
+    state = reference.state_dict() if isinstance(reference, nn.Module) else reference
+    if not isinstance(state, Mapping):
+        return
+    own = {_memory(p) for p in model.parameters() if p.numel()}
+    shared = [k for k, v in state.items() if isinstance(v, Tensor) and v.numel() and _memory(v) in own]
+    if shared:
+        raise InputError(
+            "the reference is the network under study, or shares its memory",
+            found=", ".join(shared[:5]),
+            where="reference",
+            do="keep a copy before training: copy.deepcopy(model.state_dict()), or pass a factory",
+        )
+
+
+def _memory(tensor: Tensor) -> tuple[torch.device, int]:
+    return tensor.device, tensor.untyped_storage().data_ptr()
 
 
 def _from_state(state: Mapping[str, Any], model: nn.Module, kind: Kind) -> Reference:

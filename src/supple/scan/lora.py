@@ -18,6 +18,7 @@ from torch import Tensor
 from supple.checksum import checksum
 from supple.errors import InputError
 from supple.scan.matrices import PLAIN, Matrix, Skipped, split, why_not
+from supple.scan.pattern import first_hit
 from supple.scan.sources import Checkpoint, Entry
 
 #: what peft and PyTorch's own naming put between a module and its factors
@@ -83,14 +84,12 @@ def scale_of(config: Mapping[str, Any], stem: str, rank: int) -> tuple[float | N
         return None, f"peft_type {config['peft_type']}: only the products of LORA are known"
     alpha = config.get("lora_alpha")
     pattern = config.get("alpha_pattern")
-    for key, value in pattern.items() if isinstance(pattern, Mapping) else ():
+    if isinstance(pattern, Mapping):
         try:
-            hit = re.match(rf"(.*\.)?({key})$", stem)
-        except re.error:
-            return None, f"alpha_pattern {key!r} is no pattern"
-        if hit:
-            alpha = value
-            break
+            key = first_hit(pattern, stem.removeprefix(_PREFIX))
+        except InputError as error:
+            return None, f"alpha_pattern: {error}"
+        alpha = alpha if key is None else pattern[key]
     if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not math.isfinite(alpha):
         return None, f"lora_alpha {alpha!r} is no number"
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), ""

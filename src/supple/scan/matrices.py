@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +76,22 @@ def why_not(entry: Entry, embeddings: bool) -> str | None:
     if not embeddings and _EMBEDDING.search(entry.name):
         return EMBEDDING_TABLE
     return None
+
+
+def tied(entries: Iterable[Entry]) -> dict[str, Entry]:
+    """Name -> the entry under which its values are measured, of tensors that are another one of the same file.
+
+    An embedding table stands for the head that is tied to it, as in files that keep one of them; else the first does.
+    """
+    places: dict[tuple[object, ...], list[Entry]] = {}
+    for entry in entries:
+        if entry.place and why_not(entry, embeddings=True) is None:
+            places.setdefault(entry.place, []).append(entry)
+    found = {}
+    for same in places.values():
+        kept = next((e for e in same if _EMBEDDING.search(e.name)), same[0])
+        found.update({e.name: kept for e in same if e is not kept})
+    return found
 
 
 def is_stack(entry: Entry) -> bool:

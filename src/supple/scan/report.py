@@ -48,6 +48,7 @@ class ScanReport:
     failures: tuple[Failure, ...]
     expected: tuple[Expectation, ...] = ()
     not_expected: str = ""  #: why the first round has no expected spectrum at initialisation
+    not_compared: tuple[Skipped, ...] = ()  #: matrices that not every round has
 
     @property
     def present(self) -> tuple[Finding, ...]:
@@ -64,6 +65,7 @@ class ScanReport:
             "failures": [dataclasses.asdict(f) for f in self.failures],
             "expected_at_initialisation": [plain(dataclasses.asdict(e)) for e in self.expected],
             "no_expected_spectrum": self.not_expected,
+            "not_compared": [dataclasses.asdict(s) for s in self.not_compared],
         }
 
     def to_json(self, path: str | Path | None = None) -> str:
@@ -157,11 +159,15 @@ class ScanReport:
 
     def _left_out(self) -> list[str]:
         lines = []
-        if self.skipped:
-            lines.append(f"not measured: {len(self.skipped)} tensors")
-            lines += [f"  {_short(s.layer)}: {s.reason}" for s in self.skipped[:5]]
-            if len(self.skipped) > 5:
-                lines.append(f"  and {len(self.skipped) - 5} more (--json has all)")
+        for title, left, what in (
+            ("not measured", self.skipped, "tensors"),
+            ("not compared over the rounds", self.not_compared, "matrices"),
+        ):
+            if left:
+                lines.append(f"{title}: {len(left)} {what}")
+                lines += [f"  {_short(s.layer)}: {s.reason}" for s in left[:5]]
+            if len(left) > 5:
+                lines.append(f"  and {len(left) - 5} more (--json has all)")
         lines += [f"NOT READ: {f.message}" for f in self.failures]
         return lines
 

@@ -16,7 +16,7 @@ from supple.scan.measure import INSTRUMENTS, chosen
 from supple.scan.memory import MIB
 from supple.scan.report import Failure, ScanReport
 from supple.scan.sources import open_checkpoint
-from supple.scan.trend import trends
+from supple.scan.trend import not_compared, trends
 from supple.scan.verdict import judge
 
 #: called with (checkpoint label, matrices measured so far in it)
@@ -106,15 +106,17 @@ def _report(jobs: Sequence[Job], answers: Sequence[Seen | Died]) -> ScanReport:
         records.extend(seen.records)
         skipped.update(seen.skipped)
     series = trends(records, runs) if len(runs) > 1 else []
+    left = not_compared(records, runs)
     return ScanReport(
         tuple(runs),
         records,
         tuple(series),
-        judge(records, series, runs, skipped),
+        judge(records, series, runs, skipped | {s.layer: s.reason for s in left}),
         tuple(Skipped(k, v) for k, v in skipped.items()),
         tuple(failures),
         tuple(first.expected) if first is not None else (),
         first.start.reason if first is not None and first.start is not None else "",
+        tuple(left),
     )
 
 

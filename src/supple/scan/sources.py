@@ -41,6 +41,9 @@ class Entry:
     dtype: str
     load: Callable[[], Tensor]
     odd: str = ""  # why its values cannot be read as they stand, whatever its dtype
+    place: tuple[
+        object, ...
+    ] = ()  # where its values lie, the same for tied tensors; () where files cannot tie
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,8 @@ def _held(name: str, t: Tensor) -> Entry:
         odd = "without values (on the meta device)"
     elif t.numel() * t.element_size() > t.untyped_storage().nbytes():
         odd = "its values overlap: it is larger than what is stored"
-    return Entry(name, shape, dtype, lambda: t, odd)
+    place = () if odd or not t.numel() else (t.data_ptr(), t.stride(), shape, dtype)
+    return Entry(name, shape, dtype, lambda: t, odd, place)
 
 
 def find_state(loaded: object, where: str) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from supple.records import MEASURED, Record, Records
+from supple.scan.matrices import Skipped
 from supple.status import Status
 
 #: a change of the whole series that matters, as a share of the first value
@@ -80,18 +81,30 @@ def trends(records: Records, runs: Sequence[str]) -> list[Trend]:
             invalid.add((r.layer, r.part))
         if r.status == MEASURED and (r.instrument, r.variant) in {(i, v) for i, v, _ in WATCHED}:
             table.setdefault((r.layer, r.part, r.instrument), {})[r.run] = r
-    count = max(1, len({key[:2] for key in table}))
+    whole = {k: v for k, v in table.items() if len(v) == len(runs) and k[:2] not in invalid}
+    count = max(1, len({key[:2] for key in whole}))
     found = []
-    for (layer, part, instrument), by_run in table.items():
-        if len(by_run) == len(runs) and (layer, part) not in invalid:
-            direction = next(d for i, _, d in WATCHED if i == instrument)
-            rows = [by_run[r] for r in runs]
-            errors = [0.0 if math.isnan(r.error) else r.error for r in rows]
-            found.append(
-                judge(layer, part, instrument, [r.value for r in rows], direction, count, max(errors))
-            )
+    for (layer, part, instrument), by_run in whole.items():
+        direction = next(d for i, _, d in WATCHED if i == instrument)
+        rows = [by_run[r] for r in runs]
+        errors = [0.0 if math.isnan(r.error) else r.error for r in rows]
+        found.append(judge(layer, part, instrument, [r.value for r in rows], direction, count, max(errors)))
     rank = {Status.PRESENT: 0, Status.INCONCLUSIVE: 1, Status.ABSENT: 2, Status.NOT_MEASURED: 3}
     return sorted(found, key=lambda t: (rank[t.status], -abs(t.change), t.name, t.instrument))
+
+
+def not_compared(records: Records, runs: Sequence[str]) -> list[Skipped]:
+    """Matrices that some rounds have and others have not, each with the rounds in which it is missing."""
+    there: dict[str, set[str]] = {}
+    for r in records:
+        there.setdefault(f"{r.layer} [{r.part}]" if r.part else r.layer, set()).add(r.run)
+    left = []
+    for name, rounds in there.items():
+        missing = [r for r in runs if r not in rounds]
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        if missing:
+            left.append(Skipped(name, f"not measured in {', '.join(missing[:3])}{more}"))
+    return left
 
 
 def judge(

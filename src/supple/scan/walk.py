@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from supple.scan import lora
-from supple.scan.matrices import EMBEDDING_TABLE, Matrix, Skipped, is_stack, split, why_not
+from supple.scan.matrices import EMBEDDING_TABLE, Matrix, Skipped, is_stack, split, tied, why_not
 from supple.scan.memory import mib, need
 from supple.scan.sources import Checkpoint, Entry
 
@@ -41,8 +41,11 @@ def matrices(
     targets = {}
     if base is not None:
         targets = {n: lora.check_pair(p, base, checkpoint.adapter) for n, p in pairs.items()}
+    twins = tied(plain)
     for entry in plain:
         reason = why_not(entry, embeddings)
+        if (twin := twins.get(entry.name)) is not None:
+            reason = f"tied to {twin.name}: {why_not(twin, embeddings) or 'measured once'}"
         if reason is None:
             allowed = _allowed(entry, limit, estimate)
             if isinstance(allowed, Skipped):
