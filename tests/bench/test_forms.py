@@ -104,7 +104,7 @@ def test_the_long_preset_has_a_quarter_of_the_width() -> None:
     shapes = [len(p) for n, p in net.named_parameters() if n.endswith("weight")]
     assert shapes == [8, 16, 32, 32, 32, 2]
     assert protocol.to_dict()["widths"] == (8, 16, 32)
-    assert "widths" not in create("continual-tiny-imagenet", "recipe").to_dict()  # as in runs from before
+    assert "widths" not in create("continual-tiny-imagenet", "paper").to_dict()  # as in runs from before
 
 
 def test_a_convnet_runs_channels_last_and_computes_the_same() -> None:

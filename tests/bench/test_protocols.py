@@ -30,15 +30,13 @@ def test_every_preset_makes_a_protocol_that_json_can_hold(cls: type[Protocol]) -
         assert json.loads(json.dumps(protocol.to_dict()))["name"] == cls.name
         assert set(protocol.settings) <= set(methods.METHODS)
     assert {"demo", "small"} <= set(cls.presets)
-    assert {"paper", "day", "study"} & set(
-        cls.presets
-    )  # the published setting, or the long one of an own protocol
+    assert {"paper", "day"} & set(cls.presets)  # the published setting, or the long one of an own protocol
     with pytest.raises(dataclasses.FrozenInstanceError):
         protocol.tasks = 3
 
 
 def test_d2_and_a_are_as_in_the_study() -> None:
-    d2 = DigitsPermuted.preset("study")
+    d2 = DigitsPermuted.preset("paper")
     assert (d2.tasks, d2.batch, d2.epochs, d2.hidden, d2.optimizer, d2.lr) == (
         150,
         16,
@@ -48,7 +46,7 @@ def test_d2_and_a_are_as_in_the_study() -> None:
         3e-3,
     )
     assert d2.stream(0).task(0).steps(d2.batch, d2.epochs) == 112
-    a = DigitsRandomLabels.preset("study")
+    a = DigitsRandomLabels.preset("paper")
     assert (a.tasks, a.batch, a.epochs, a.hidden, a.optimizer, a.lr) == (60, 16, 20, (64, 64), "sgd", 0.1)
     assert a.stream(0).task(0).steps(a.batch, a.epochs) == 360
     assert isinstance(d2.build_optimizers([torch.zeros(1, requires_grad=True)])[0], torch.optim.Adam)

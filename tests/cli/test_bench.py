@@ -35,7 +35,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--seeds", "0"], "--seeds must be at least 1; found: 0"),
         (["--tasks", "0"], "--tasks must be at least 1; found: 0"),
         (["--data", "/no/such/folder"], "--data: there is no such folder"),
-        (["--preset", "paper"], "choose one of demo, study, small"),
+        (["--preset", "study"], "choose one of demo, paper, small"),
     ],
 )
 def test_a_wrong_option_is_named_before_anything_is_made(

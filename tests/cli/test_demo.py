@@ -18,7 +18,7 @@ from supple.cli import main
 from supple.cli.demo import Demo
 
 SOURCE = str(Path(supple.__file__).parents[1])
-SIZE = ["--tasks", "4", "--seeds", "1", "--budget", "1"]
+SIZE = ["--tasks", "4", "--seeds", "1", "--budget", "3"]
 
 
 def command(folder: Path) -> list[str]:

@@ -99,6 +99,39 @@ def test_a_loss_without_a_gradient_is_said_and_not_raised_from_autograd() -> Non
         trial(net, opt, lab.probe(64), detached, candidates=["nothing"], budget=5)
 
 
+class FixedBatch(nn.Module):
+    """A network that trains on 64 samples, no more and no fewer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = lab.he_factory()()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and len(x) != 64:
+            raise RuntimeError("64 samples, please")
+        return self.net(x)
+
+
+def test_what_only_takes_the_whole_probe_is_told_by_step_0_and_by_a_trial() -> None:
+    weights = torch.rand(64)
+
+    def weighted(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (weights * F.cross_entropy(outputs, targets, reduction="none")).mean()
+
+    for make, loss, word in (
+        (lab.he_factory(), weighted, "loss_fn"),
+        (FixedBatch, F.cross_entropy, "any size"),
+    ):
+        net = make()
+        opt = torch.optim.SGD(net.parameters(), lr=0.1)
+        first = run(net, lab.probe(64), loss, optimizer=opt, reference=make, budget=1)
+        found = first.finding(Mechanism.PLASTICITY_LOSS)
+        assert found.status is Status.NOT_MEASURED
+        assert word in found.reason
+        with pytest.raises(InputError, match=word):
+            trial(net, opt, lab.probe(64), loss, candidates=["nothing"], budget=5)
+
+
 @pytest.mark.parametrize(("rate", "word"), [(1e9, "diverges"), (0.0, "no candidate learns more than")])
 def test_a_trial_in_which_nothing_learns_names_no_winner(
     rate: float, word: str, monkeypatch: pytest.MonkeyPatch
@@ -114,6 +147,16 @@ def test_a_trial_in_which_nothing_learns_names_no_winner(
     report = run(net, lab.probe(64), F.cross_entropy, budget=0)
     assert "Not reordered" in found.reorder(report.prescription).note
     assert found.to_dict()["problem"] == found.problem
+
+
+def test_the_budget_that_is_advised_is_larger_than_the_one_that_was_too_small(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lab.Clock.in_place_of_time(monkeypatch, sys.modules[trial.__module__], 1e-3)
+    net, opt = fresh()
+    with pytest.raises(InputError) as caught:
+        trial(net, opt, lab.probe(64), F.cross_entropy, candidates=["nothing"], budget=0.4)
+    assert int(str(caught.value.do).split("raise budget to ")[1].split(" s")[0]) > 0.4
 
 
 # -- plans are checked in full ---------------------------------------------------------------------
@@ -145,3 +188,26 @@ def test_what_cannot_be_attached_is_refused_in_the_plan_not_when_it_is_applied()
     assert [s.line.intervention for s in made.steps if s.action == "attach"] == []
     assert any("finds no layer" in s.text for s in made.refused)
     assert made.apply_() == []
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen, self.hidden, self.last = (
+            nn.GRU(8, 16, batch_first=True),
+            nn.Linear(16, 32),
+            nn.Linear(32, 5),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.relu(self.hidden(self.seen(x)[0][:, -1])))
+
+
+def test_no_activation_is_prescribed_that_cannot_be_exchanged() -> None:
+    torch.manual_seed(0)
+    net, x, y = Recurrent(), torch.randn(128, 6, 8), torch.randint(5, (128,))
+    with torch.no_grad():
+        net.hidden.bias[:20] = -50
+    report = run(net, (x, y), F.cross_entropy, reference=Recurrent, budget=0)
+    assert report.finding(Mechanism.DEAD_UNITS).status is Status.PRESENT
+    assert [line.intervention for line in report.prescription.lines] == ["ReGraMa"]

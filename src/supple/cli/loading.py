@@ -15,6 +15,19 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 SHOWN = 5  # names listed in a message
+#: what the caller's own code may raise; exit status 1 means a finding, so that none of it may pass for one
+OF_USERS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    OSError,
+    RuntimeError,
+    SystemExit,
+    TypeError,
+    ValueError,
+)
 
 
 def find_object(spec: str, option: str) -> Any:
@@ -36,7 +49,7 @@ def find_object(spec: str, option: str) -> Any:
             found=str(error),
             do="run where the module is, or install it",
         ) from error
-    except (ImportError, SyntaxError) as error:
+    except (ImportError, SyntaxError, *OF_USERS) as error:
         raise InputError(f"{option}: importing {module_name} failed", found=_brief(error)) from error
     for name in attribute.split("."):
         if not hasattr(found, name):
@@ -64,15 +77,7 @@ def called(function: Callable[..., Any], option: str, spec: str) -> Any:
     """Call user code that takes no arguments; what it raises becomes one message."""
     try:
         return function()
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        OSError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except OF_USERS as error:
         raise InputError(f"{option}: {spec}() failed", found=_brief(error)) from error
 
 
@@ -144,9 +149,9 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, Tensor]:
 
 
 def strip_prefix(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Names without what DataParallel and torch.compile put in front of them."""
+    """Names without what DataParallel, torch.compile and a LightningModule's ``self.model`` put in front of them."""
     own = set(model.state_dict())
-    for prefix in ("module.", "_orig_mod."):
+    for prefix in ("module.", "_orig_mod.", "model."):
         if state and not own & set(state) and all(k.startswith(prefix) for k in state):
             state = {k.removeprefix(prefix): v for k, v in state.items()}
     return state
@@ -186,7 +191,16 @@ def reference(
         return "reset"
     import copy
 
-    return load_weights(copy.deepcopy(model), name)
+    import torch
+
+    state, own = load_weights(copy.deepcopy(model), name), model.state_dict()
+    if all(torch.equal(state[k], v.to(state[k].dtype)) for k, v in own.items()):
+        raise InputError(
+            "the reference holds the same weights as the checkpoint: compared with itself, any network looks healthy",
+            where=str(name),
+            do="name the initial or round-0 weights",
+        )
+    return state
 
 
 def _brief(error: BaseException) -> str:

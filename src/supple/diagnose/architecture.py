@@ -9,6 +9,7 @@ from supple.topology.graph import Topology
 DEAD_ZONE = ("relu", "threshold", "hardtanh", "hardswish", "hardsigmoid", "clamp")
 BOUNDED = ("tanh", "sigmoid", "hardtanh", "hardsigmoid", "softsign")
 SOFT_DEAD_ZONE = ("gelu", "silu", "elu", "mish", "softplus", "celu", "selu")
+RECURRENT = ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell")
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Architecture:
     normalised: bool = False
     resettable: tuple[str, ...] = ()
     untraced: bool = False  # nothing is known about edges: no resets, no conversions
+
+    recurrent: bool = False  # `convert_` cannot follow what a recurrent layer returns
 
     @property
     def plain(self) -> bool:
@@ -44,6 +47,7 @@ class Architecture:
             language=any(x.kind == "embedding" for x in layers),
             normalised=any(x.norms for x in layers),
             resettable=tuple(x.name for x in layers if topology.reset_refusal(x.name) is None),
+            recurrent=any(x.type in RECURRENT for x in topology.coverage.layers),
             untraced=not topology.edges and len(layers) > 1,
         )
 

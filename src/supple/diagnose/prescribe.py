@@ -132,7 +132,7 @@ def dead_lines(finding: Finding, arch: Architecture) -> list[PrescriptionLine]:
         layers=finding.layers,
         primary=False,
     )
-    return [reset, crelu] if arch.dead_zone else [reset]
+    return [reset, crelu] if arch.dead_zone and not arch.recurrent else [reset]
 
 
 def rank_lines(finding: Finding, arch: Architecture) -> list[PrescriptionLine]:
@@ -224,8 +224,8 @@ def all_three(arch: Architecture) -> PrescriptionLine:
         evidence=GRADES["DeepFourier"],
         trigger="dead units, rank collapse and NTK degeneration are all present",
         warning=_NEW_NETWORK
-        if arch.plain
-        else _NEW_NETWORK + "; convert_ refuses bypass paths and attention",
+        if arch.plain and not arch.recurrent
+        else _NEW_NETWORK + "; convert_ refuses bypass paths, attention and recurrent layers",
         text="Sine and cosine of the same pre-activation instead of three separate interventions.",
     )
 

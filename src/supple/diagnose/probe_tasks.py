@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from supple.diagnose.copies import ready_to_train
 from supple.errors import InputError
-from supple.observe.batch import main_output
+from supple.observe.batch import main_output, run_loss
 from supple.topology.inputs import Forward, batch_size, call, shrink
 
 IGNORED = -100  # a target that cross entropy leaves out
@@ -181,7 +181,16 @@ class ProbeTask:
 
     def answer(self, network: nn.Module, inputs: Any) -> Tensor:
         """The network's outputs as logits or values."""
-        z = call(network, inputs, self.forward)
+        try:
+            z = call(network, inputs, self.forward)
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(
+                "the model fails when a copy is trained on parts of the probe",
+                found=f"{type(error).__name__}: {error}",
+                do="let it take a batch of any size in train mode, or pass forward=",
+            ) from error
         if self.kind.structured:
             z = cast("Tensor", main_output(z))  # `read_kind` found it
         if self.kind.outputs == "probabilities":
@@ -192,7 +201,7 @@ class ProbeTask:
     def loss(self, z: Tensor, y: Tensor) -> Tensor:
         """The caller's loss; the one of the kind where the network returns probabilities or a structure."""
         if self.kind.outputs == "logits" and not self.kind.structured:
-            return self.loss_fn(z, y)
+            return run_loss(self.loss_fn, z, y)
         if self.kind.kind == "values":
             return F.mse_loss(z, y.reshape(z.shape))
         if self.kind.kind == "binary":

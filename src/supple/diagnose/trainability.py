@@ -215,10 +215,9 @@ class _Race:
             return self._end(Status.INVALID, "the network returns NaN or Inf on the probe")
         try:
             self.kind = read_kind(outputs, self.batch[1])
-            refusal = self._pilot()
+            return self._pilot() or self._compare()
         except InputError as error:
             return self._end(Status.NOT_MEASURED, str(error))
-        return refusal or self._compare()
 
     def _outputs(self) -> Any:
         with torch.no_grad():

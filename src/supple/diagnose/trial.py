@@ -255,7 +255,7 @@ class _Contest:
             raise InputError(
                 "the budget is too small for this trial",
                 found=f"{self.budget:g} s for {len(self.arms)} candidates, about {self.steps} steps per task",
-                do=f"raise budget to {needed:.0f} s, or pass fewer candidates",
+                do=f"raise budget to {math.ceil(needed)} s, or pass fewer candidates",
             )
 
     def _task(self, index: int, round_: int) -> ProbeTask:
@@ -313,14 +313,13 @@ class _Contest:
         score = kinds.get(self.kind.kind, "share of the loss removed on random targets")
         pairs = len(self.scores[NOTHING])
         seconds = time.monotonic() - self.started
-        problem = self._problem(arms[0].score)
-        clear = clear and not problem
+        problem = self._problem(arms[0].score, clear)
         return Trial(tuple(arms), clear, pairs, self.steps, seconds, self.recipe.text, score, problem)
 
-    def _problem(self, best: float) -> str:
+    def _problem(self, best: float, clear: bool) -> str:
         if best <= DIVERGED:
             return f"every candidate diverges under {self.recipe.text}"
-        if best < TOO_LITTLE:
+        if best < TOO_LITTLE and not clear:
             return (
                 f"no candidate learns more than {best:.0%} in {self.steps} steps of {self.recipe.text}; "
                 "raise budget, or check the learning rate"

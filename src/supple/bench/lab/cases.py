@@ -99,6 +99,9 @@ PRESETS: Mapping[str, Size] = {
     "tiny": Size(1, 2, 1, 60, 0.5),
     "small": Size(1, 6, 3, 150, 30.0),
     "wide": Size(2, 6, 3, 150, 30.0, controls=10),  # more networks, the truth of each as in `small`
+    "sure": Size(
+        2, 20, 5, 150, 30.0, controls=10
+    ),  # the networks of `wide`, each truth of 20 references and 5 tasks
     "day": Size(4, 12, 4, 200, 8.0),
     "paper": Size(8, 20, 5, 300, 30.0),
 }

@@ -10,7 +10,7 @@ from supple.streams import PermutedPixels, Stream
 
 STUDY = "own feasibility study, setting D2 (measured, 3 seeds)"
 WIDTH = (
-    "measured here: the study had 64-64 (preset 'study') and .854 for its fresh reference, which zeroed "
+    "measured here: the study had 64-64 (preset 'paper') and .854 for its fresh reference, which zeroed "
     "Adam's moments but kept the step count, about three times the learning rate; with a fresh optimizer "
     "64-64 reaches .80 to .815 and 128-128 .87"
 )
@@ -22,7 +22,7 @@ PENALTY = f"{STUDY}: the better of the coefficients tried"
 class DigitsPermuted(Protocol):
     """All 1,797 digits, one pass per task, a new pixel permutation per task, accuracy before each update.
 
-    Presets: ``demo`` (two hidden layers of 128), ``study`` (of 64, as in the study), ``small`` (60 tasks).
+    Presets: ``demo`` (two hidden layers of 128), ``paper`` (of 64, as in the study), ``small`` (60 tasks).
     The small relative of online permuted MNIST (Dohare et al., Nature 2024), with Adam and batches of 16.
 
     >>> DigitsPermuted.preset("demo").tasks
@@ -34,7 +34,7 @@ class DigitsPermuted(Protocol):
     description: ClassVar[str] = "a new pixel permutation of 1,797 digits per task, one pass each"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "demo": {},
-        "study": {"hidden": (64, 64)},
+        "paper": {"hidden": (64, 64)},
         "small": {"tasks": 60},
     }
 

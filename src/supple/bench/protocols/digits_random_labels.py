@@ -19,14 +19,14 @@ class DigitsRandomLabels(Protocol):
 
     The small relative of random-label MNIST (Lyle et al. 2023; Kumar et al. 2023).
 
-    >>> DigitsRandomLabels.preset("study").epochs
+    >>> DigitsRandomLabels.preset("paper").epochs
     20
     """
 
     name: ClassVar[str] = "digits-random-labels"
     title: ClassVar[str] = "Digits with random labels"
     description: ClassVar[str] = "300 fixed digits, new random labels per task, 20 epochs each"
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"demo": {}, "study": {}, "small": {"tasks": 30}}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"demo": {}, "paper": {}, "small": {"tasks": 30}}
 
     tasks: int = sourced(60, STUDY)
     batch: int = sourced(16, STUDY)

@@ -63,10 +63,6 @@ class RandomLabelCifar10(RandomLabelMnist):
     inputs: int = sourced(3072, "3 × 32 × 32 values")
 
 
-#: of data sets on which nobody published this
-OWN = {k: v for k, v in RandomLabelMnist.presets.items() if k != "paper"}
-
-
 @dataclass(frozen=True, kw_only=True)
 class RandomLabelCifar100(RandomLabelCifar10):
     """1,200 images of CIFAR-100 and 100 random labels, for an MLP."""
@@ -74,7 +70,6 @@ class RandomLabelCifar100(RandomLabelCifar10):
     name: ClassVar[str] = "random-label-cifar100"
     title: ClassVar[str] = "Random-label CIFAR-100"
     description: ClassVar[str] = "1,200 fixed images of CIFAR-100, new random labels per task"
-    presets: ClassVar[dict[str, dict[str, Any]]] = OWN
     data: str = sourced("cifar100", "the data set of this protocol")
     outputs: int = sourced(100, "CIFAR-100: its fine classes")
 
@@ -86,6 +81,5 @@ class RandomLabelTinyImageNet(RandomLabelCifar10):
     name: ClassVar[str] = "random-label-tiny-imagenet"
     title: ClassVar[str] = "Random-label Tiny-ImageNet"
     description: ClassVar[str] = "1,200 fixed images of Tiny-ImageNet, new random labels per task"
-    presets: ClassVar[dict[str, dict[str, Any]]] = OWN
     data: str = sourced("tiny-imagenet-32", "the data set of this protocol, down-sampled")
     outputs: int = sourced(200, "Tiny-ImageNet: its classes")

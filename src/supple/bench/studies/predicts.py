@@ -64,7 +64,7 @@ class Predicts:
     description: ClassVar[str] = (
         "does an instrument foretell the learning of the next task? rank correlations"
     )
-    presets: ClassVar[tuple[str, ...]] = ("demo", "small", "study")
+    presets: ClassVar[tuple[str, ...]] = ("demo", "small", "paper")
 
     @staticmethod
     def specs(preset: str, seeds: Sequence[int]) -> list[RunSpec]:
