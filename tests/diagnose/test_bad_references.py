@@ -119,3 +119,26 @@ def test_what_forgetting_assumes_is_said_where_the_verdict_is() -> None:
     assumed = diagnose(net, earlier=[("t", lab.probe(64))]).finding(Mechanism.FORGETTING)
     assert "assumes" not in told.reason
     assert "assumes that it had been learned to 100 %" in assumed.reason
+
+
+def test_a_factory_that_seeds_itself_is_told() -> None:
+    def seeded() -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            return lab.mlp()
+
+    report = supple.diagnose(lab.mlp(), lab.probe(64), F.cross_entropy, reference=seeded, budget=0)
+    assert any("same network every time" in words for words in report.meta["weak"])
+    report = supple.diagnose(lab.mlp(), lab.probe(64), F.cross_entropy, reference=lab.mlp, budget=0)
+    assert not any("same network every time" in words for words in report.meta["weak"])
+
+
+def test_a_bad_budget_is_refused_before_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("looked")
+
+    monkeypatch.setattr(importlib.import_module("supple.diagnose.run"), "observe", never)
+    with pytest.raises(InputError, match="budget must be"):
+        supple.diagnose(lab.mlp(), lab.probe(64), F.cross_entropy, reference=lab.mlp, budget=-1)

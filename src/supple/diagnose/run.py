@@ -14,6 +14,7 @@ from supple.diagnose.architecture import Architecture
 from supple.diagnose.errors import sampling_errors
 from supple.diagnose.fitted import probability
 from supple.diagnose.identify import identify
+from supple.diagnose.inputs import check_budget, check_model
 from supple.diagnose.locate import locate
 from supple.diagnose.panel import Panel
 from supple.diagnose.prescribe import prescribe
@@ -64,7 +65,7 @@ def run(
             that does not fit.
     """
     started = time.monotonic()
-    checked, rows, reference = _validate(model, batch, optimizer, history, reference)
+    checked, rows, reference = _validate(model, batch, optimizer, history, reference, budget)
     with guard(model, optimizer):
         healthy = resolve(reference, model)
         # detached inputs for the looks, so that nothing of the caller's graph is reached
@@ -91,17 +92,11 @@ def run(
 
 
 def _validate(
-    model: Any, batch: Any, optimizer: Any, history: Any, reference: Any
+    model: Any, batch: Any, optimizer: Any, history: Any, reference: Any, budget: float | None
 ) -> tuple[Batch, Records, Any]:
-    if not isinstance(model, nn.Module):
-        raise InputError("a diagnosis needs a torch.nn.Module", found=type(model).__name__)
-    if not any(p.requires_grad for p in model.parameters()):
-        raise InputError(
-            "the model has no trainable parameter",
-            found=f"{sum(1 for _ in model.parameters())} parameter(s), all frozen",
-            where=type(model).__name__,
-            do="set requires_grad on the parameters that are meant to learn",
-        )
+    check_model(model, "a diagnosis")
+    if budget is not None:
+        check_budget(budget, zero="to leave step 0 out")
     checked = check_batch(batch)
     if optimizer is not None:
         optimizer_list(optimizer)
@@ -109,7 +104,11 @@ def _validate(
         return checked, Records(), reference
     rows = history if isinstance(history, Records) else getattr(history, "history", None)
     if not isinstance(rows, Records):
-        raise InputError("history must be a Monitor or Records", found=type(history).__name__)
+        raise InputError(
+            "history must be a Monitor or Records",
+            found=type(history).__name__,
+            do="pass the monitor of this network, or its records",
+        )
     if reference is None:
         reference = getattr(history, "reference", None)
     return checked, rows, reference
@@ -209,6 +208,11 @@ def _meta(
             )
         if not healthy.distinct:
             weak.append("one stored state is the only twin: how twins differ is taken from the lab")
+        elif len(panel.twins) > 1 and len({t.value("weight_norm") for t in panel.twins}) == 1:
+            weak.append(
+                "the reference built the same network every time (does it seed itself?): how twins differ is taken "
+                "from the lab"
+            )
     if checked.samples < 64:
         weak.append(f"only {checked.samples} probe samples")
     weak.append(
