@@ -15,7 +15,7 @@ from supple.errors import InputError
 from supple.topology import rules
 from supple.topology.assemble import assemble
 from supple.topology.graph import Topology
-from supple.topology.ids import FIRST, PARAM
+from supple.topology.ids import CONST, FIRST, PARAM
 from supple.topology.inputs import Forward, Inputs, batch_size, call, shrink
 from supple.topology.parameters import refuse_scripted
 from supple.topology.shadow import Meta
@@ -58,9 +58,10 @@ def trace(model: nn.Module, inputs: Inputs, *, forward: Forward | None = None) -
     """
     tracer = _prepared(model, inputs)
     small = _private(shrink(inputs, 2) if batch_size(inputs) else inputs)
+    masks = _masks(small)
     for leaf in leaves(small):
         tracer.shadows.put(leaf, Meta(leaf.element_size()))
-        tracer.shadows.write(leaf, torch.tensor(tracer.table.input))
+        tracer.shadows.write(leaf, torch.tensor(CONST if id(leaf) in masks else tracer.table.input))
     with undisturbed(model), _module_stack(tracer):
         try:
             with _Leaving(tracer), tracer:
@@ -76,6 +77,18 @@ def trace(model: nn.Module, inputs: Inputs, *, forward: Forward | None = None) -
             ) from error
     _outputs(tracer, outputs)
     return assemble(tracer, model)
+
+
+def _masks(inputs: Inputs) -> set[int]:
+    """Ids of the tensors that only say where there is data: integers or booleans of a mapping, named ``…mask``.
+
+    Models ask whether anything is masked at all; what Python decides by such a value is the same way for every batch
+    of this kind, so it counts as a constant and is no control flow that depends on the data.
+    """
+    if not isinstance(inputs, Mapping):
+        return set()
+    found = (v for k, v in inputs.items() if str(k).endswith("mask") and isinstance(v, Tensor))
+    return {id(v) for v in found if not v.is_floating_point()}
 
 
 def _prepared(model: nn.Module, inputs: Inputs) -> Tracer:
