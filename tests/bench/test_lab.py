@@ -14,6 +14,7 @@ from supple.bench.lab import PRESETS, cases, render, run_lab, summary
 from supple.bench.lab.cases import DESIGNS, DIAL, EVALUATION, FAMILIES, TRAIN, suits
 from supple.bench.lab.ills import bias, gates, hurt_, repair_, signals, weight
 from supple.bench.lab.run import RECORDS, bench
+from supple.bench.lab.score import present
 from supple.bench.lab.wear import train_
 from supple.bench.networks import keyed
 from supple.bench.statistics import wilson
@@ -161,3 +162,19 @@ def test_a_worn_policy_is_certain_of_one_action(family: str) -> None:
     assert float(torch.special.entr(chances).sum(1).mean()) < 0.05
     assert len(chances.argmax(1).unique()) == 1
     assert float(outputs.abs().amax()) > 5
+
+
+def test_of_three_at_once_each_counts_by_what_its_repair_adds() -> None:
+    row = _row("a", 0.6, [], [])
+    row["repairs"] = {
+        "dead": 0.42, "rank": 0.40, "common": 0.41, "rank+common": 0.45, "dead+common": 0.95, "dead+rank": 0.45,
+        "dead+rank+common": 0.98,
+    }  # fmt: skip
+    assert present(row) == [
+        "dead_units",
+        "ntk_degeneration",
+    ]  # without the repair of the rank 0.95 of 0.98 is there
+    row["repairs"]["dead+rank+common"] = 0.5  # together they give less than half of what is lost
+    assert present(row) == []
+    row["repairs"]["rank"] = 0.8  # one that does it alone counts anyway
+    assert present(row) == ["rank_collapse"]

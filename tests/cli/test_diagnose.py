@@ -113,7 +113,7 @@ def test_own_loss(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ("options", "message"),
     [
         ({"probe": "my_net:wide"}, "17"),
-        ({"model": "my_net:frozen"}, "no trainable parameter"),
+        ({"model": "my_net:frozen"}, "with a trainable parameter"),
         ({"model": "my_net:bare"}, "does not fit"),
     ],
 )

@@ -40,7 +40,7 @@ DIAL: Mapping[str, tuple[float, ...]] = {
     "dead": (0.5, 0.7, 0.85), "rank": (0.2, 0.35, 0.5), "common": (4.0, 7.0, 10.0), "ordered": (0.7, 0.5),
     "grown": (4.0, 8.0), "cloned": (0.6, 0.9),
 }  # fmt: skip
-PAIRS = (("dead", "rank"), ("rank", "common"), ("dead", "common"))
+TOGETHER = (("dead", "rank"), ("rank", "common"), ("dead", "common"), ("dead", "rank", "common"))
 #: recipe of wear -> families it is known to hurt, tasks of it
 WEAR: Mapping[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
     "random-labels": (("mlp", "convnet"), (5, 10)),
@@ -132,9 +132,9 @@ def cases(preset: str, half: str) -> list[Case]:
             fit = [f for f in FAMILIES if suits(ill, f)]
             found += [Case(half, f, ills=((ill, s),), seed=seed) for s in dial for f in fit]
         mild = {name: dial[0] for name, dial in DIAL.items()}
-        for pair in PAIRS:
-            fit = [f for f in FAMILIES if all(suits(i, f) for i in pair)]
-            found += [Case(half, f, ills=tuple((i, mild[i]) for i in pair), seed=seed) for f in fit]
+        for ills in TOGETHER:
+            fit = [f for f in FAMILIES if all(suits(i, f) for i in ills)]
+            found += [Case(half, f, ills=tuple((i, mild[i]) for i in ills), seed=seed) for f in fit]
         found += [Case(half, f, ills=(("saturated", s),), seed=seed) for s in (4.0, 8.0) for f in TANH]
         for wear, (families, lengths) in WEAR.items():
             found += [Case(half, f, wear=wear, tasks=t, seed=seed) for f in families for t in lengths]

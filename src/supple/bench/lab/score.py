@@ -20,7 +20,8 @@ FLOOR = 0.05  # a gain within the noise of the scores is none
 STEP_0 = "plasticity_loss"
 THREE = ("dead_units", "rank_collapse", "ntk_degeneration")
 REST = (
-    "false alarms on healthy", "two at once, both found", "several repairs would do, one of them named, none false",
+    "false alarms on healthy", "two or three at once, all found",
+    "several repairs would do, one of them named, none false",
 )  # fmt: skip
 HARMFUL, LOST, NOT_LOST = 0.25, 0.10, 0.03
 Row = dict[str, Any]
@@ -41,16 +42,17 @@ def present(row: Row) -> list[str]:
     """The mechanisms that are true of a network: those whose repair gives half of the lost learning back.
 
     What a repair gives healthy networks too (centring helps every ReLU network a little) does not count. With
-    two illnesses one repair alone may give nothing back: then a mechanism is also true where leaving its repair
+    several illnesses one repair alone may give nothing back: then a mechanism is also true where leaving its repair
     out of the joint one forgoes half of what the joint one recovers.
     """
     found = sufficient(row)
     gain = gains(row)
-    for key in (k for k in gain if "+" in k):
-        needed = max(HALF * (row["healthy"] - row["own"]), FLOOR)
-        for ill in key.split("+"):
-            rest = sum(gain[i] for i in key.split("+") if i != ill)  # of two: the other one alone
-            if gain[key] >= needed and gain[key] - rest >= HALF * gain[key]:
+    joint = max(gain, key=lambda k: k.count("+"), default="")
+    if "+" in joint and gain[joint] >= max(HALF * (row["healthy"] - row["own"]), FLOOR):
+        ills = joint.split("+")
+        for ill in ills:
+            rest = gain["+".join(i for i in ills if i != ill)]
+            if gain[joint] - rest >= HALF * gain[joint]:
                 found.append(ill)
     return sorted({MECHANISM[i] for i in found})
 
@@ -111,7 +113,7 @@ def _scores(rows: Sequence[Row]) -> dict[str, Any]:
         for r in rows
         if len(set(r["present"]) & set(THREE)) > 1 and r["loss"] >= HARMFUL and not interchangeable(r)
     ]
-    found["two at once, both found"] = _share(
+    found["two or three at once, all found"] = _share(
         all(claims(r, m) for m in THREE if m in r["present"]) for r in two
     )
     return found

@@ -89,6 +89,8 @@ class Bench:
         loss = 1 - own / healthy
         names = tuple(i for i, _ in case.ills)
         groups: list[tuple[str, ...]] = [(ill,) for ill in dict.fromkeys((*ARTICLE, *names))]
+        if len(names) > 2:  # and all but one of them, to see what each adds
+            groups += [tuple(i for i in names if i != left) for left in names]
         if len(names) > 1:
             groups.append(names)
         repairs = {"+".join(g): self.repaired(net, g, case) for g in groups} if loss >= HARM else {}
