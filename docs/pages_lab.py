@@ -23,8 +23,9 @@ LAB_HEAD = (
     "networks of the evaluation half had been seen, and the zone of indifference of step 0 (a loss of 3 to 10 %) after",
     "a part of it had been judged once. How a common mode bears on the kernel, and three twins at least, came after",
     "the whole half had been judged (NTK 62 of 74 then): their numbers are from 338 networks of the training half.",
-    "The mechanisms were then judged again, step 0 was not: it had 30 s of wall time a network, one or two networks",
-    "at a time on two cores, at times beside other work.",
+    "The mechanisms were then judged again, step 0 was not (but for policies and three illnesses at once, which came",
+    "last): it had 30 s of wall time a network, one or two networks at a time on two cores, at times beside others.",
+    "Parts of the command's list were run at different times; the command below gives all of it at once.",
     "",
     "`policy` is an MLP that REINFORCE made certain of one action (entropy 0, logits beyond 10): its kernel has a",
     "common mode, and centring it gives half of the lost learning back; bounded units are often saturated besides.",
@@ -96,6 +97,7 @@ def _surer(records: list[dict[str, Any]]) -> list[str]:
         "",
         render({**found, "calibration": [], "wrong": []}),
         "",
+        *origin(read(path)),
     ]
 
 

@@ -182,6 +182,13 @@ def make_lab() -> Path:
     return _write("lab", f"{EVALUATION}.json", command, preset=LAB, records=rows)
 
 
+def make_sure() -> Path:
+    """The truths of `sure`, against which the page holds the same verdicts."""
+    rows = run_lab(RUNS / "lab" / "sure", "sure", (EVALUATION,), say=print)
+    truths = [{k: v for k, v in row.items() if k not in ("verdicts", "present")} for row in rows]
+    return _write("lab", "sure.json", ["python results/make.py lab-sure"], preset="sure", truths=truths)
+
+
 def make_matrix() -> Path:
     """The matrix of remedies."""
     rows = run_matrix(RUNS / "matrix" / "small", "small", say=print)
@@ -236,6 +243,7 @@ EXPERIMENTS = {
     "lm-domains": lambda: make_domains("lm-rounds", "small"),
     "lm-domain-classification": lambda: make_domains("lm-classification", "demo"),
     "lab": make_lab,
+    "lab-sure": make_sure,
     "matrix": make_matrix,
     "trials": make_trials,
     "lm-rounds": make_rounds,

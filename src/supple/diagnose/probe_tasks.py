@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from supple.diagnose.copies import ready_to_train
 from supple.errors import InputError
-from supple.observe.batch import main_output, run_loss
+from supple.observe.batch import main_output, run_loss, user_code
 from supple.topology.inputs import Forward, batch_size, call, shrink
 
 IGNORED = -100  # a target that cross entropy leaves out
@@ -181,16 +181,11 @@ class ProbeTask:
 
     def answer(self, network: nn.Module, inputs: Any) -> Tensor:
         """The network's outputs as logits or values."""
-        try:
+        with user_code(
+            "the model fails when a copy is trained on parts of the probe",
+            do="let it take a batch of any size in train mode, or pass forward=",
+        ):
             z = call(network, inputs, self.forward)
-        except torch.OutOfMemoryError:
-            raise
-        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise InputError(
-                "the model fails when a copy is trained on parts of the probe",
-                found=f"{type(error).__name__}: {error}",
-                do="let it take a batch of any size in train mode, or pass forward=",
-            ) from error
         if self.kind.structured:
             z = cast("Tensor", main_output(z))  # `read_kind` found it
         if self.kind.outputs == "probabilities":

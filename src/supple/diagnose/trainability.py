@@ -28,6 +28,7 @@ from supple.observe.copies import clean_copy
 from supple.status import Mechanism, Status
 from supple.topology.inputs import Forward, call
 
+FEWEST_SAMPLES = 8  # with fewer, batches have one sample
 LOST = 0.90  # the definition: a loss of a tenth of the learning is a loss
 UNHURT = 0.97  # a loss of less than this is none
 MIDDLE = (LOST + UNHURT) / 2
@@ -206,10 +207,9 @@ class _Race:
         return self.budget - (time.monotonic() - self.started)
 
     def run(self) -> Trainability:
-        if self.samples < 8:
-            return self._end(
-                Status.NOT_MEASURED, f"too few probe samples: {self.samples}, at least 8 are needed"
-            )
+        if self.samples < FEWEST_SAMPLES:
+            reason = f"too few probe samples: {self.samples}, at least {FEWEST_SAMPLES} are needed"
+            return self._end(Status.NOT_MEASURED, reason)
         outputs = self._outputs()
         if isinstance(outputs, Tensor) and not bool(outputs.isfinite().all()):
             return self._end(Status.INVALID, "the network returns NaN or Inf on the probe")

@@ -21,7 +21,7 @@ from supple.diagnose.copies import recipe, same_trainable
 from supple.diagnose.inputs import check_budget, check_model
 from supple.diagnose.intervals import mean_interval
 from supple.diagnose.probe_tasks import LossFn, ProbeKind, ProbeTask, learn, read_kind
-from supple.diagnose.trainability import TOO_LITTLE
+from supple.diagnose.trainability import FEWEST_SAMPLES, TOO_LITTLE
 from supple.diagnose.types import Prescription, plain
 from supple.errors import InputError, SuppleError
 from supple.interventions.base import Intervention
@@ -40,7 +40,6 @@ ROUNDS = 3  # tasks in sequence; the first one, where an intervention has had no
 STEPS, LEAST_STEPS = 250, 40
 PAIRS, LEAST_PAIRS = 8, 3
 DIVERGED = -1.0  # the lowest score there is
-FEWEST_SAMPLES = 8  # as step 0: with fewer, batches of one sample
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ class LinearAdapter(nn.Module, abc.ABC):
         self._frozen = []
 
     # -- the base model on disk -------------------------------------------------------------------
-    def _check_free(self, what: str) -> None:
+    def check_free(self, what: str) -> None:
         """Refuse another adapter while this one is in the weights: it would change nothing."""
         if self._merged is not None:
             raise AttachError(

@@ -53,7 +53,7 @@ class ExpertBank:
     def use(self, name: str | None) -> None:
         """Put an expert in, or the base model with None."""
         vectors = None if name is None else self._find(name)
-        self.adapter._check_free("another expert")
+        self.adapter.check_free("another expert")
         for i, z in enumerate(self.adapter.z):
             z.copy_(self._base(i) if vectors is None else vectors[i])
 
@@ -70,7 +70,7 @@ class ExpertBank:
         if not weights or not all(math.isfinite(w) for w in weights.values()):
             raise InputError("a mix takes finite weights by the names of experts", found=dict(weights))
         vectors = {name: self._find(name) for name in weights}
-        self.adapter._check_free("a mix")
+        self.adapter.check_free("a mix")
         mixed = []
         for i in range(len(self.adapter.z)):
             if self.adapter.form == "plain":
@@ -112,7 +112,7 @@ class ExpertBank:
         before = [z.detach().clone() for z in self.adapter.z]
         try:
             found = cross_entropy_method(of, len(names), rounds=rounds, population=population, seed=seed)
-        except BaseException:
+        except BaseException:  # an interrupted search too leaves what was in use
             self._put(before)
             raise
         best = dict(zip(names, found.best.tolist(), strict=True))

@@ -82,7 +82,7 @@ class LoRAAdapter(LinearAdapter):
     @torch.no_grad()
     def load(self, folder: str | Path) -> None:
         """Read A and B; refuses other matrices, another rank or scale, or another base where the file names it."""
-        self._check_free("another one")
+        self.check_free("another one")
         folder, mine = Path(folder), self._tensors()
         try:
             config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))

@@ -86,7 +86,7 @@ class SVFAdapter(LinearAdapter):
     @torch.no_grad()
     def load(self, path: str | Path) -> None:
         """Read z; refuses a file of another form, other matrices, or another base."""
-        self._check_free("another one")
+        self.check_free("another one")
         try:
             with safe_open(str(path), framework="pt") as file:
                 meta = file.metadata() or {}

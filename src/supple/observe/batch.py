@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +68,23 @@ def check_batch(batch: Any, *, strict: bool = False) -> Batch:
     return Batch(inputs, targets, samples, problem)
 
 
+@contextmanager
+def user_code(what: str, *, where: str = "", do: str = "") -> Iterator[None]:
+    """Code that the caller passed in: what it raises becomes one clear message; out of memory stays what it is.
+
+    >>> with user_code("the factory failed"):
+    ...     {}["gone"]
+    Traceback (most recent call last):
+    supple.errors.InputError: the factory failed; found: KeyError: 'gone'
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(what, found=f"{type(error).__name__}: {error}", where=where, do=do) from error
+
+
 def run_loss(loss_fn: Callable[..., Any], outputs: Any, targets: Any) -> Tensor:
     """``loss_fn(outputs, targets)`` as a scalar tensor.
 
@@ -76,16 +94,11 @@ def run_loss(loss_fn: Callable[..., Any], outputs: Any, targets: Any) -> Tensor:
     >>> run_loss(torch.nn.functional.mse_loss, torch.ones(2), torch.zeros(2)).item()
     1.0
     """
-    try:
+    with user_code(
+        "loss_fn(outputs, targets) failed on the probe",
+        do="check the shape and the type of the targets, and the loss",
+    ):
         loss = loss_fn(outputs, targets)
-    except torch.OutOfMemoryError:
-        raise
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(
-            "loss_fn(outputs, targets) failed on the probe",
-            found=f"{type(error).__name__}: {error}",
-            do="check the shape and the type of the targets, and the loss",
-        ) from error
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
         found = (
             f"shape {tuple(loss.shape)}, {loss.dtype}" if isinstance(loss, Tensor) else type(loss).__name__

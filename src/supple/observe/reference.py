@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from supple.errors import InputError
+from supple.observe.batch import user_code
 from supple.observe.copies import clean_copy, unwrap
 from supple.observe.guard import rng_guard
 from supple.topology.taps import plain_name
@@ -81,7 +82,11 @@ def _from_factory(factory: Callable[[], Any], model: nn.Module, seed: int) -> Re
     def make(i: int) -> nn.Module:
         with rng_guard():
             _seed_all(seed, i)
-            twin = _called(factory)
+            with user_code(
+                "the reference factory failed", where="reference",
+                do="pass a callable without arguments that builds a fresh network",
+            ):  # fmt: skip
+                twin = factory()
         if not isinstance(twin, nn.Module):
             raise InputError("the reference factory must return a module", found=type(twin).__name__)
         twin = unwrap(twin)
@@ -97,20 +102,6 @@ def _from_factory(factory: Callable[[], Any], model: nn.Module, seed: int) -> Re
 
     make(0)
     return Reference("factory", "strong", True, make)
-
-
-def _called(factory: Callable[[], Any]) -> Any:
-    try:
-        return factory()
-    except torch.OutOfMemoryError:
-        raise
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(
-            "the reference factory failed",
-            found=f"{type(error).__name__}: {error}",
-            where="reference",
-            do="pass a callable without arguments that builds a fresh network",
-        ) from error
 
 
 def _check_activations(twin: nn.Module, model: nn.Module) -> None:

@@ -56,24 +56,30 @@ def _adam(net: nn.Module, rate: float) -> Optimizer:
     return torch.optim.Adam(net.parameters(), lr=rate)
 
 
-#: recipe -> tasks, optimizer, steps of each task
-RECIPES: dict[str, tuple[Task, Callable[[nn.Module], Optimizer], int]] = {
-    "policy": (_best_action, lambda net: _adam(net, 3e-3), 600),
-    "random-labels": (_random_labels, lambda net: torch.optim.SGD(net.parameters(), lr=0.1), 750),
-    "permuted": (_permuted, lambda net: _adam(net, 3e-3), 112),
+#: recipe -> tasks, loss, optimizer, steps of each task
+RECIPES: dict[str, tuple[Task, Loss, Callable[[nn.Module], Optimizer], int]] = {
+    "policy": (_best_action, _reinforce, lambda net: _adam(net, 3e-3), 600),
+    "random-labels": (
+        _random_labels,
+        _supervised,
+        lambda net: torch.optim.SGD(net.parameters(), lr=0.1),
+        750,
+    ),
+    "permuted": (_permuted, _supervised, lambda net: _adam(net, 3e-3), 112),
     "decayed-pairs": (
         _pair,
+        _supervised,
         lambda net: torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=2e-2),  # L2 of 1e-2 as a penalty
         600,
     ),
-    "ordinary": (_relabelled, lambda net: _adam(net, 1e-3), 100),
+    "ordinary": (_relabelled, _supervised, lambda net: _adam(net, 1e-3), 100),
 }
 
 
 def train_(net: nn.Module, recipe: str, tasks: int, x: Tensor, y: Tensor, g: torch.Generator) -> None:
     """Train in place over ``tasks`` tasks of a recipe, batches of 32 drawn with ``g``."""
-    draw, make, steps = RECIPES[recipe]
-    optimizer, loss = make(net), _reinforce if recipe == "policy" else _supervised
+    draw, loss, make, steps = RECIPES[recipe]
+    optimizer = make(net)
     for _ in range(tasks):
         inputs, targets = draw(x, y, g)
         for _ in range(steps):
