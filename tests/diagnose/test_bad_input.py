@@ -18,6 +18,7 @@ from supple.diagnose.trainability import trainability
 from supple.diagnose.trial import trial
 from supple.errors import InputError
 from supple.interventions.registry import create
+from supple.observe.batch import user_code
 from supple.status import Mechanism, Status
 
 
@@ -215,3 +216,9 @@ def test_no_activation_is_prescribed_that_cannot_be_exchanged() -> None:
     report = run(net, (x, y), F.cross_entropy, reference=Recurrent, budget=0)
     assert report.finding(Mechanism.DEAD_UNITS).status is Status.PRESENT
     assert [line.intervention for line in report.prescription.lines] == ["ReGraMa"]
+
+
+def test_out_of_memory_stays_what_it_is() -> None:
+    """It says nothing about the input: whoever catches it may try a smaller probe."""
+    with pytest.raises(torch.OutOfMemoryError), user_code("the model fails"):
+        raise torch.OutOfMemoryError("no room")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from supple.diagnose.thresholds import FORGOTTEN
 from supple.diagnose.types import Evidence, Finding
 from supple.errors import InputError
-from supple.observe.batch import as_classes, check_batch, main_output, run_loss
+from supple.observe.batch import as_classes, check_batch, main_output, run_loss, user_code
 from supple.records import Record, Records
 from supple.status import Mechanism, Status
 from supple.topology.inputs import Forward, call
@@ -190,15 +190,12 @@ def measure(
 ) -> tuple[float, bool]:
     """Accuracy where outputs and targets have the shapes of a classification, else the loss."""
     with torch.no_grad():
-        try:
+        with user_code(
+            "the model fails on the inputs of an earlier task",
+            where="earlier",
+            do="check the shapes and types of that batch, or pass forward=",
+        ):
             outputs = call(model, inputs, forward)
-        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise InputError(
-                "the model fails on the inputs of an earlier task",
-                found=f"{type(error).__name__}: {error}",
-                where="earlier",
-                do="check the shapes and types of that batch, or pass forward=",
-            ) from error
         found = as_classes(main_output(outputs), targets)
         if found is None:
             return float(run_loss(loss_fn, outputs, targets)), False
