@@ -69,7 +69,7 @@ def check_batch(batch: Any, *, strict: bool = False) -> Batch:
 
 
 @contextmanager
-def user_code(what: str, *, where: str = "", do: str = "") -> Iterator[None]:
+def user_code(what: str, *, where: str | None = None, do: str | None = None) -> Iterator[None]:
     """Code that the caller passed in: what it raises becomes one clear message; out of memory stays what it is.
 
     >>> with user_code("the factory failed"):
